@@ -1,0 +1,60 @@
+"""The one table of models: ``register``, ``get_model``, ``list_models``."""
+
+import difflib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+
+
+class Entry(NamedTuple):
+    factory: Callable[..., nn.Module]
+    task: str
+
+
+_MODELS: dict[str, Entry] = {}
+
+
+def register(*, task: str, name: str | None = None) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
+    """Decorates a factory, so that ``get_model`` finds it under ``name`` (its own name by default).
+
+    Raises: ValueError if the name is taken.
+    """
+
+    def decorate(factory: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        key = name or factory.__name__
+        if key in _MODELS:
+            raise ValueError(f"a model named {key!r} is already registered")
+        _MODELS[key] = Entry(factory, task)
+        return factory
+
+    return decorate
+
+
+def get_model(name: str, **options: Any) -> nn.Module:
+    """The registered model as a Linen module; ``options`` go to its factory (``num_classes=10``).
+
+    Raises: ValueError with the nearest names if there is no such model.
+    """
+    return _entry(name).factory(**options)
+
+
+def list_models(*, task: str | None = None) -> list[str]:
+    """Sorted names of the registered models, of one task (``"classification"``, ``"detection"``) or of all."""
+    tasks = {entry.task for entry in _MODELS.values()}
+    if task is not None and task not in tasks:
+        raise ValueError(f"no models for task {task!r}; tasks are {sorted(tasks)}")
+    return sorted(name for name, entry in _MODELS.items() if task in (None, entry.task))
+
+
+def model_task(name: str) -> str:
+    """The task a model is registered for."""
+    return _entry(name).task
+
+
+def _entry(name: str) -> Entry:
+    if name not in _MODELS:
+        near = difflib.get_close_matches(name, _MODELS, n=3)
+        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {sorted(_MODELS)}"
+        raise ValueError(f"no model named {name!r}; {hint}")
+    return _MODELS[name]

@@ -1,0 +1,45 @@
+"""Array aliases and the two structures that every detector shares.
+
+The coordinate convention, stated once for the whole library: boxes are ``xyxy`` (left, top, right, bottom), float,
+in pixels of the (padded) input image, and continuous: the image spans ``[0, w] x [0, h]``, the pixel in column ``i``
+covers ``[i, i + 1]`` and has its centre at ``i + 0.5``, and a box is ``right - left`` wide (no "+1"). Other formats
+carry a suffix (``_cxcywh``). Images are NHWC. Labels are contiguous ``0 ... K-1``; background never leaves a model.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int, Key
+
+Array = jax.Array | np.ndarray
+Variables = Mapping[str, Any]  # Flax variables: {"params": ..., "batch_stats": ...}
+
+__all__ = ["Array", "Bool", "Detections", "Float", "Int", "Key", "Targets", "Variables"]
+
+
+class Targets(NamedTuple):
+    """Ground truth of a batch (or of one image, without the leading axis), padded to ``n`` objects.
+
+    Rows with ``valid=False`` are padding: whatever they hold is ignored. Images without objects have no valid row.
+    """
+
+    boxes: Float[Array, "*b n 4"]  # xyxy, pixels of the padded input
+    labels: Int[Array, "*b n"]  # 0 ... K-1
+    valid: Bool[Array, "*b n"]
+    masks: Bool[Array, "*b n h w"] | None = None  # in the plane of the padded input
+    keypoints: Float[Array, "*b n k 3"] | None = None  # x, y in pixels, visibility 0, 1 or 2 as in COCO
+
+
+class Detections(NamedTuple):
+    """What a detector found, best score first; ``n`` is fixed and rows beyond the last detection have
+    ``valid=False``, label -1, score 0 and a zero box."""
+
+    boxes: Float[Array, "*b n 4"]
+    scores: Float[Array, "*b n"]  # probabilities
+    labels: Int[Array, "*b n"]  # 0 ... K-1, or -1
+    valid: Bool[Array, "*b n"]
+    masks: Float[Array, "*b n m m"] | None = None  # probabilities on the box's own grid; see ops.masks.paste
+    keypoints: Float[Array, "*b n k 3"] | None = None
+    dense: Any = None

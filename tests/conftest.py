@@ -1,0 +1,19 @@
+"""A strict session: eight virtual CPU devices, rank promotion raises, warnings are errors (pyproject.toml), and the
+jaxtyping import hook checks every annotated shape of the package (``--jaxtyping-packages``)."""
+
+import os
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def x64():
+    """float64 for finite differences."""
+    with jax.enable_x64(True):
+        yield
