@@ -1,0 +1,34 @@
+"""Computer vision as differentiable programming: pure functions in JAX and Flax, from classification to dense pose.
+
+    import jaxvision as jv
+
+    model = jv.get_model("resnet50", num_classes=10)
+    variables = model.init(key, images)
+    logits, features = model.apply(variables, images)
+
+``jaxvision.data``, ``train``, ``evaluate`` and ``visualize`` are imported by name; which load more.
+"""
+
+from jaxvision import losses, models, ops, typing
+from jaxvision.registry import get_model, list_models, register
+from jaxvision.typing import Detections, Targets
+from jaxvision.version import __version__
+from jaxvision.weights import from_torch, get_record, list_weights, load_weights, to_torch
+
+__all__ = [
+    "Detections",
+    "Targets",
+    "__version__",
+    "from_torch",
+    "get_model",
+    "get_record",
+    "list_models",
+    "list_weights",
+    "load_weights",
+    "losses",
+    "models",
+    "ops",
+    "register",
+    "to_torch",
+    "typing",
+]

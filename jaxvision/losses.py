@@ -1,0 +1,59 @@
+"""Loss primitives shared by the models. Element-wise losses leave the mean to ``weighted_mean``, which alone knows how
+to divide when the batch lies on several devices."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from jaxvision.typing import Array, Float, Int
+
+
+def smooth_l1(difference: Float[Array, "*n"], *, beta: float) -> Float[Array, "*n"]:
+    """``x^2 / (2 beta)`` where ``|x| < beta``, ``|x| - beta / 2`` beyond (Fast R-CNN, arXiv:1504.08083, section 2.3).
+
+    beta = 0 is the absolute value. Gradient: within [-1, 1], continuous for beta > 0.
+    """
+    if beta < 0:
+        raise ValueError(f"beta must not be negative, got {beta}")
+    if beta == 0:
+        return jnp.abs(difference)
+    return optax.losses.huber_loss(difference, delta=beta) / beta
+
+
+def cross_entropy(
+    logits: Float[Array, "*n k"], labels: Int[Array, "*n"], *, label_smoothing: float = 0.0
+) -> Float[Array, "*n"]:
+    """Softmax cross-entropy of each row in nats; ``label_smoothing`` mixes the uniform distribution into the label as
+    torch does."""
+    loss = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+    if label_smoothing == 0.0:
+        return loss
+    uniform = -jnp.mean(jax.nn.log_softmax(logits), axis=-1)
+    return (1 - label_smoothing) * loss + label_smoothing * uniform
+
+
+def binary_cross_entropy(logits: Float[Array, "*n"], targets: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """Cross-entropy in nats between ``sigmoid(logits)`` and targets in [0, 1], element by element."""
+    return optax.losses.sigmoid_binary_cross_entropy(logits, targets)
+
+
+def weighted_mean(
+    values: Float[Array, "*n"],
+    weights: Array,
+    *,
+    count: Float[Array, ""] | None = None,
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+    """``sum(values * weights) / count``, with ``count = sum(weights)`` by default; 0 where nothing counts.
+
+    axis_name: inside ``pmap`` over that axis the division is by the mean count of the devices, so that the mean of the
+    devices' losses (and gradients) is the loss of the whole batch however unevenly the counted elements are spread.
+    Values of weight 0 may be anything finite. No gradient flows to the weights or the count.
+    """
+    weights = lax.stop_gradient(jnp.asarray(weights, values.dtype))
+    count = jnp.sum(weights) if count is None else lax.stop_gradient(jnp.asarray(count, values.dtype))
+    if axis_name is not None:
+        count = lax.pmean(count, axis_name)
+    total = jnp.sum(jnp.where(weights > 0, values, 0) * weights)
+    return jnp.where(count > 0, total / jnp.where(count > 0, count, 1), 0)

@@ -1,0 +1,349 @@
+"""Two-stage detection as a composition: backbone, neck, proposals, heads.
+
+Fast R-CNN (arXiv:1504.08083), Faster R-CNN (arXiv:1506.01497) and Mask R-CNN (arXiv:1703.06870) with a feature pyramid
+(arXiv:1612.03144) are factories of one module. Variant: torchvision's, whose anchors, sampling, losses and thresholds
+are the defaults. Deviations: the classifier's and regressor's kernels start at N(0, 0.01) and N(0, 0.001) as in
+Detectron; detection keeps the ``candidates`` best class scores of an image before NMS where torchvision keeps all above
+the threshold. Parameter counts: torchvision 0.29, built with trainable batch norm (frozen scales are parameters here).
+"""
+
+import math
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxvision import losses, ops
+from jaxvision.layers.fpn import FPN
+from jaxvision.layers.roi_heads import BoxHead, MaskHead, of_class
+from jaxvision.layers.rpn import RPN
+from jaxvision.models.resnet import ResNet
+from jaxvision.ops import boxes, masks, matching
+from jaxvision.registry import get_model, register
+from jaxvision.typing import Array, Bool, Detections, Float, Targets
+
+Features = dict[str, Float[Array, "b _ _ _"]]
+
+
+class GeneralizedRCNN(nn.Module):
+    """A detector of ``box_head.num_classes`` classes; inputs are normalised images, zero padded to one size.
+
+    ``image_sizes`` [b, 2] are the true (height, width) inside the padding, the whole input if None.
+    Regions are pooled by RoIAlign from pyramid levels ``roi_levels`` (finest first, strides doubling).
+    axis_name: a ``pmap`` axis; losses are then normalised, and regions sampled, as for the whole batch.
+    """
+
+    backbone: nn.Module
+    neck: nn.Module
+    proposals: RPN
+    box_head: BoxHead
+    mask_head: MaskHead | None = None
+    roi_levels: tuple[str, ...] = ("p2", "p3", "p4", "p5")
+    canonical_size: float = 224.0  # side of a region that is pooled from level p4
+    sampling_ratio: int = 2
+    foreground_iou: float = 0.5
+    samples: int = 512
+    positive_fraction: float = 0.25
+    box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
+    beta: float = 1 / 9
+    candidates: int = 4096
+    score_threshold: float = 0.05
+    nms_threshold: float = 0.5
+    max_detections: int = 100
+    min_size: float = 1e-2
+    axis_name: str | None = None
+
+    # Where our path differs from torchvision's key (see weights.convert).
+    torch_names: ClassVar[tuple[tuple[str, str], ...]] = (
+        (r"^backbone\.", "backbone.body."),
+        (r"^neck\.", "backbone.fpn."),
+        (r"^proposals\.", "rpn.head."),
+        (r"^box_head\.(cls_score|bbox_pred)", r"roi_heads.box_predictor.\1"),
+        (r"^box_head\.", "roi_heads.box_head."),
+        (r"^mask_head\.conv_(\d+)", r"roi_heads.mask_head.\1.0"),
+        (r"^mask_head\.", "roi_heads.mask_predictor."),
+    )
+    # Checkpoints from before torchvision 0.15, the published COCO weights among them, and the names they have now.
+    torch_legacy_names: ClassVar[tuple[tuple[str, str], ...]] = (
+        (r"^rpn\.head\.conv\.(weight|bias)$", r"rpn.head.conv.0.0.\1"),
+        (r"^backbone\.fpn\.(inner|layer)_blocks\.(\d+)\.(weight|bias)$", r"backbone.fpn.\1_blocks.\2.0.\3"),
+        (r"^roi_heads\.mask_head\.mask_fcn1\.", "roi_heads.mask_head.0.0."),
+        (r"^roi_heads\.mask_head\.mask_fcn2\.", "roi_heads.mask_head.1.0."),
+        (r"^roi_heads\.mask_head\.mask_fcn3\.", "roi_heads.mask_head.2.0."),
+        (r"^roi_heads\.mask_head\.mask_fcn4\.", "roi_heads.mask_head.3.0."),
+    )
+
+    def __call__(
+        self,
+        images: Float[Array, "b h w 3"],
+        image_sizes: Float[Array, "b 2"] | None = None,
+        *,
+        train: bool = False,
+    ) -> tuple[Detections, Features]:
+        """Detections and the backbone's and neck's features."""
+        features = self.features(images, train=train)
+        sizes = _whole(images) if image_sizes is None else image_sizes
+        rpn_logits, rpn_offsets, anchors = self._rpn(features, images.shape[1:3])
+        regions, valid = self.proposals.propose(rpn_logits, rpn_offsets, anchors, sizes)
+        return self._detections(features, images.shape[1:3], regions, valid, sizes), features
+
+    def detect(self, images: Float[Array, "b h w 3"], image_sizes: Float[Array, "b 2"] | None = None) -> Detections:
+        """The detections alone. Differentiable: boxes, scores and masks have gradients with respect to images and
+        parameters, along the choices that top-k and NMS made."""
+        return self(images, image_sizes)[0]
+
+    def loss(
+        self,
+        images: Float[Array, "b h w 3"],
+        targets: Targets,
+        image_sizes: Float[Array, "b 2"] | None = None,
+        *,
+        train: bool = False,
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """The sum of the losses of all parts, and each of them by name. Needs ``rngs={"sample": key}``.
+
+        ``train`` decides about batch statistics only, so the loss of validation data is the same function.
+        Images without objects are negative examples. No gradient flows through the proposals' coordinates.
+        """
+        sizes = _whole(images) if image_sizes is None else image_sizes
+        keys = self._keys(images.shape[0])
+        features = self.features(images, train=train)
+        rpn_logits, rpn_offsets, anchors = self._rpn(features, images.shape[1:3])
+        terms = self.proposals.loss(keys[:, 0], rpn_logits, rpn_offsets, anchors, targets)
+        regions = self.proposals.propose(rpn_logits, rpn_offsets, anchors, sizes, train=True)
+        terms |= self._roi_losses(keys[:, 1], features, images.shape[1:3], *lax.stop_gradient(regions), targets)
+        total = sum(terms.values())
+        return total, {"loss": total, **terms}
+
+    def features(self, images: Float[Array, "b h w 3"], *, train: bool = False) -> Features:
+        """The backbone's and the neck's maps by name."""
+        features = self.backbone(images, train=train)[1]
+        return {**features, **self.neck(features)}
+
+    def _rpn(self, features: Features, image_size: tuple[int, int]):
+        levels = [features[name] for name in _pyramid(features)]
+        return *self.proposals(levels), self.proposals.anchors(levels, image_size)
+
+    def _keys(self, batch: int):
+        """Two keys an image, that depend on its place in the global batch and not on the device that holds it."""
+        first = 0 if self.axis_name is None else lax.axis_index(self.axis_name) * batch
+        key = self.make_rng("sample")
+        return jax.vmap(lambda index: jax.random.split(jax.random.fold_in(key, index)))(first + jnp.arange(batch))
+
+    def _pool(self, features: Features, image_size: tuple[int, int], regions: Float[Array, "b n 4"], size: int):
+        """RoIAlign of each region from the level that fits it, as one batch [b*n, size, size, c]."""
+        levels = [features[name] for name in self.roi_levels]
+        # As torchvision infers it: the power of two nearest to the ratio of the sizes.
+        octaves = [round(math.log2(image_size[0] / level.shape[1])) for level in levels]
+
+        def one_image(levels, regions):
+            which = ops.assign_levels(
+                regions, num_levels=len(levels), lowest_level=octaves[0], canonical_size=self.canonical_size
+            )
+            return ops.multilevel_roi_align(
+                levels,
+                regions,
+                which,
+                size=(size, size),
+                spatial_scales=tuple(0.5**octave for octave in octaves),
+                sampling_ratio=self.sampling_ratio,
+                aligned=False,
+            )
+
+        pooled = jax.vmap(one_image)(levels, regions)
+        return pooled.reshape(-1, *pooled.shape[2:])
+
+    def _roi_losses(self, keys, features, image_size, regions, valid, targets: Targets):
+        """Losses of the heads on regions sampled around the ground truth, which itself joins the proposals."""
+        batch = regions.shape[0]
+        regions = jnp.concatenate([regions, targets.boxes], axis=1)
+        valid = jnp.concatenate([valid, targets.valid], axis=1)
+
+        def sample(key, regions, valid, truth, truth_valid):
+            match = matching.threshold_match(
+                boxes.pairwise(boxes.iou, truth, regions),
+                truth_valid,
+                high=self.foreground_iou,
+                low=self.foreground_iou,
+                allow_low_quality=False,
+            )
+            index, positive, sampled = matching.sample(
+                key,
+                (match >= 0) & valid,
+                (match == -1) & valid,
+                size=self.samples,
+                positive_fraction=self.positive_fraction,
+            )
+            return regions[index], jnp.maximum(match[index], 0), positive, sampled
+
+        regions, match, positive, sampled = jax.vmap(sample)(keys, regions, valid, targets.boxes, targets.valid)
+        pick = jax.vmap(lambda values, index: values[index])
+        truth, labels = pick(targets.boxes, match), pick(targets.labels, match)
+        logits, offsets = self.box_head(self._pool(features, image_size, regions, self.box_head.pool_size))
+        logits, offsets = (values.reshape(batch, self.samples, *values.shape[1:]) for values in (logits, offsets))
+        classes = jnp.where(positive, labels + 1, 0)  # background is class 0 inside the head
+        wanted = boxes.encode(truth, regions, weights=self.box_weights)
+        chosen = of_class(jnp.swapaxes(offsets, 2, 3).reshape(-1, 4, offsets.shape[2]), classes.reshape(-1))
+        error = losses.smooth_l1(chosen.reshape(wanted.shape) - wanted, beta=self.beta).sum(-1)
+        mean = dict(count=jnp.sum(sampled), axis_name=self.axis_name)
+        terms = {
+            "loss_class": losses.weighted_mean(losses.cross_entropy(logits, classes), sampled, **mean),
+            "loss_box": losses.weighted_mean(error, positive, **mean),
+        }
+        if self.mask_head is not None:
+            first = slice(None, int(self.samples * self.positive_fraction))  # no positive stands further down
+            terms["loss_mask"] = self._mask_loss(
+                features,
+                image_size,
+                *(values[:, first] for values in (regions, match, labels, positive)),
+                targets,
+            )
+        return terms
+
+    def _mask_loss(self, features, image_size, regions, match, labels, positive, targets: Targets):
+        """Binary cross-entropy of the true class's mask on the positive regions (Mask R-CNN, section 3)."""
+        if targets.masks is None:
+            raise ValueError("the detector has a mask head, but the targets have no masks")
+        size = self.mask_head.mask_size
+        crop = jax.vmap(lambda truth, regions, match: masks.crop(truth, regions, match, size=size))
+        wanted = crop(targets.masks.astype(regions.dtype), regions, match).reshape(-1, size, size)
+        logits = self.mask_head(self._pool(features, image_size, regions, self.mask_head.pool_size))
+        error = losses.binary_cross_entropy(of_class(logits, labels.reshape(-1) + 1), wanted).mean((1, 2))
+        return losses.weighted_mean(error, positive.reshape(-1), axis_name=self.axis_name)
+
+    def _detections(self, features, image_size, regions, valid, image_sizes) -> Detections:
+        """Class and refine the regions, choose the best, and give each its mask."""
+        batch, count = valid.shape
+        logits, offsets = self.box_head(self._pool(features, image_size, regions, self.box_head.pool_size))
+        scores = jax.nn.softmax(logits)[:, 1:].reshape(batch, count, -1)
+        offsets = offsets[:, 1:].reshape(*scores.shape, 4)
+        detections = jax.vmap(self._choose)(scores, offsets, regions, valid, image_sizes)
+        if self.mask_head is None:
+            return detections
+        logits = self.mask_head(self._pool(features, image_size, detections.boxes, self.mask_head.pool_size))
+        probability = jax.nn.sigmoid(of_class(logits, jnp.maximum(detections.labels, 0).reshape(-1) + 1))
+        probability = probability.reshape(*detections.labels.shape, *probability.shape[1:])
+        return detections._replace(masks=jnp.where(detections.valid[..., None, None], probability, 0))
+
+    def _choose(
+        self,
+        scores: Float[Array, "n k"],
+        offsets: Float[Array, "n k 4"],
+        regions: Float[Array, "n 4"],
+        valid: Bool[Array, " n"],
+        image_size: Float[Array, "2"],
+    ) -> Detections:
+        """One image's detections: score threshold, NMS within each class, the best ``max_detections``."""
+        classes = scores.shape[1]
+        eligible = jnp.where(valid[:, None] & (scores > self.score_threshold), scores, -jnp.inf)
+        score, top = lax.top_k(eligible.reshape(-1), min(self.candidates, eligible.size))
+        region, label = top // classes, top % classes
+        found = boxes.clip(boxes.decode(offsets[region, label], regions[region], weights=self.box_weights), image_size)
+        score = jnp.where(jnp.all(found[:, 2:] - found[:, :2] >= self.min_size, axis=-1), score, -jnp.inf)
+        kept, chosen = ops.batched_nms(
+            found, score, label, iou_threshold=self.nms_threshold, max_output=self.max_detections
+        )
+        return Detections(
+            boxes=jnp.where(chosen[:, None], found[kept], 0),
+            scores=jnp.where(chosen, score[kept], 0),
+            labels=jnp.where(chosen, label[kept], -1),
+            valid=chosen,
+        )
+
+
+def _whole(images: Float[Array, "b h w 3"]) -> Float[Array, "b 2"]:
+    return jnp.tile(jnp.asarray(images.shape[1:3], images.dtype)[None], (images.shape[0], 1))
+
+
+def _pyramid(features: Features) -> list[str]:
+    return sorted(name for name in features if name.startswith("p"))
+
+
+def rcnn_fpn(
+    backbone: nn.Module,
+    *,
+    num_classes: int,
+    channels: int = 256,
+    box_hidden: int = 1024,
+    mask_head: MaskHead | None = None,
+    rpn: RPN | None = None,
+    axis_name: str | None = None,
+    **options,
+) -> GeneralizedRCNN:
+    """Faster R-CNN, or Mask R-CNN with a mask head, on a feature pyramid over a classifier's features c2, c3, …
+
+    The default RPN has anchors of 32, 64, … pixels, one size a level. ``options`` go to ``GeneralizedRCNN``.
+    """
+    levels = tuple(name for name in backbone.feature_names if name != "c1")
+    rpn = rpn or RPN(sizes=tuple((32.0 * 2**index,) for index in range(len(levels) + 1)))
+    return GeneralizedRCNN(
+        backbone=backbone,
+        neck=FPN(levels, channels),
+        proposals=rpn.clone(axis_name=axis_name),
+        box_head=BoxHead(num_classes, box_hidden),
+        mask_head=mask_head,
+        roi_levels=tuple(f"p{name[1:]}" for name in levels),
+        axis_name=axis_name,
+        **options,
+    )
+
+
+@register(task="detection")
+def fasterrcnn_fpn(backbone: str = "resnet50", *, num_classes: int = 90, **options) -> GeneralizedRCNN:
+    """Faster R-CNN with a pyramid over any registered classifier, by name."""
+    return rcnn_fpn(get_model(backbone, num_classes=0), num_classes=num_classes, **options)
+
+
+@register(task="detection")
+def maskrcnn_fpn(backbone: str = "resnet50", *, num_classes: int = 90, **options) -> GeneralizedRCNN:
+    """Mask R-CNN with a pyramid over any registered classifier, by name."""
+    return fasterrcnn_fpn(backbone, num_classes=num_classes, mask_head=MaskHead(num_classes), **options)
+
+
+@register(task="detection")
+def fasterrcnn_resnet50_fpn(*, num_classes: int = 90, **options) -> GeneralizedRCNN:
+    """torchvision's model of that name: 41,808,406 parameters at 90 classes (COCO's ids less one)."""
+    return _resnet50_fpn(num_classes, None, **options)
+
+
+@register(task="detection")
+def maskrcnn_resnet50_fpn(*, num_classes: int = 90, **options) -> GeneralizedRCNN:
+    """torchvision's model of that name: 44,454,513 parameters at 90 classes (COCO's ids less one)."""
+    return _resnet50_fpn(num_classes, MaskHead(num_classes), **options)
+
+
+def _resnet50_fpn(num_classes, mask_head, *, frozen_norm=True, norm_epsilon=1e-5, axis_name=None, **options):
+    """Batch norm is frozen by default: few images a device make bad statistics, and published weights expect it."""
+    backbone = get_model(
+        "resnet50", num_classes=0, frozen_norm=frozen_norm, norm_epsilon=norm_epsilon, axis_name=axis_name
+    )
+    return rcnn_fpn(backbone, num_classes=num_classes, mask_head=mask_head, axis_name=axis_name, **options)
+
+
+@register(task="detection")
+def maskrcnn_small(*, num_classes: int, axis_name: str | None = None) -> GeneralizedRCNN:
+    """A Mask R-CNN that trains from scratch on two CPU cores in minutes: 128-pixel images, objects of 12 to 64 pixels.
+
+    Every part is the full model's, only narrower and with fewer regions.
+    """
+    return rcnn_fpn(
+        ResNet((1, 1, 1, 1), "basic", num_classes=0, width=32, axis_name=axis_name),
+        num_classes=num_classes,
+        channels=64,
+        box_hidden=256,
+        mask_head=MaskHead(num_classes, channels=64, num_convs=2),
+        rpn=RPN(
+            sizes=((16.0,), (24.0,), (32.0,), (48.0,), (64.0,)),
+            aspect_ratios=(1.0, 2.0),
+            pre_nms=(200, 100),
+            post_nms=(64, 50),
+            samples=64,
+        ),
+        canonical_size=112.0,
+        samples=32,
+        candidates=200,
+        max_detections=20,
+        axis_name=axis_name,
+    )
