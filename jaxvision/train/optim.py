@@ -1,0 +1,112 @@
+"""Optimisers and learning-rate schedules from plain arguments, so that a config can hold them."""
+
+import re
+from typing import Any
+
+import jax
+import optax
+
+__all__ = ["matching", "optimizer", "scale_learning_rate", "schedule"]
+
+
+def scale_learning_rate(base: float, batch: int, base_batch: int) -> float:
+    """The learning rate for a global batch of ``batch``, in proportion to the one tuned for ``base_batch``
+    (Goyal et al., arXiv:1706.02677, section 2.1)."""
+    return base * batch / base_batch
+
+
+def schedule(
+    name: str,
+    *,
+    learning_rate: float,
+    total_steps: int,
+    warmup_steps: int = 0,
+    milestones: tuple[int, ...] = (),
+    gamma: float = 0.1,
+) -> optax.Schedule:
+    """The learning rate as a function of the step: a linear warm-up, then ``constant``, ``cosine`` or ``step``.
+
+    ``cosine`` falls to 0 at ``total_steps``; ``step`` is multiplied by ``gamma`` at each of ``milestones`` (counted
+    from step 0, warm-up included). The warm-up's first step already moves: it uses 1/warmup_steps of the peak.
+    Raises: ValueError for an unknown name, or a warm-up that is not shorter than the run.
+    """
+    if not 0 <= warmup_steps < total_steps:
+        raise ValueError(f"warmup_steps={warmup_steps} must be at least 0 and below total_steps={total_steps}")
+    if name == "constant":
+        after = optax.constant_schedule(learning_rate)
+    elif name == "cosine":
+        after = optax.cosine_decay_schedule(learning_rate, total_steps - warmup_steps)
+    elif name == "step":
+        # join_schedules restarts the count after the warm-up; milestones are counted from the start of the run.
+        drops = {milestone - warmup_steps: gamma for milestone in milestones}
+        after = optax.piecewise_constant_schedule(learning_rate, drops)
+    else:
+        raise ValueError(f"unknown schedule {name!r}; choose constant, cosine or step")
+    if warmup_steps == 0:
+        return after
+    warmup = optax.linear_schedule(learning_rate / warmup_steps, learning_rate, warmup_steps - 1)
+    return optax.join_schedules([warmup, after], [warmup_steps])
+
+
+def matching(params: Any, patterns: tuple[str, ...]) -> Any:
+    """A tree of bools: which parameters have a path (``backbone/layer1_0/conv1/kernel``) that a regular expression
+    of ``patterns`` matches from its start.
+
+    Raises: ValueError for a pattern that matches nothing, listing the first level of names.
+    """
+
+    def path_of(path: tuple) -> str:
+        return jax.tree_util.keystr(path, simple=True, separator="/")
+
+    paths = [path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for pattern in patterns:
+        if not any(re.match(pattern, path) for path in paths):
+            names = sorted({path.split("/")[0] for path in paths})
+            raise ValueError(f"{pattern!r} matches no parameter; paths begin with {', '.join(names)}")
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: any(re.match(pattern, path_of(path)) for pattern in patterns), params
+    )
+
+
+def optimizer(
+    name: str,
+    *,
+    learning_rate: float | optax.Schedule,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    b2: float = 0.999,
+    weight_decay: float = 0.0,
+    clip_norm: float | None = None,
+    freeze: tuple[str, ...] = (),
+) -> optax.GradientTransformation:
+    """``sgd`` with momentum, or ``adamw`` (``momentum`` is its b1), on the parameters that ``freeze`` does not match.
+
+    Weight decay acts on kernels only (arrays of two axes or more): biases and norm scales are left alone. In SGD it is
+    added to the gradient before the momentum, as torch does; in AdamW it is decoupled. ``clip_norm`` bounds the global
+    norm of the trained parameters' gradient, before everything else. ``freeze`` holds regular expressions over paths,
+    see ``matching``; frozen parameters have no optimiser state and are not decayed.
+    Raises: ValueError for an unknown name, and at ``init`` for a pattern that matches nothing.
+    """
+
+    def kernels(params: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+    parts = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
+    if name == "sgd":
+        if weight_decay:
+            parts.append(optax.add_decayed_weights(weight_decay, mask=kernels))
+        parts.append(optax.sgd(learning_rate, momentum=momentum or None, nesterov=nesterov))
+    elif name == "adamw":
+        parts.append(
+            optax.adamw(learning_rate, b1=momentum, b2=b2, weight_decay=weight_decay, nesterov=nesterov, mask=kernels)
+        )
+    else:
+        raise ValueError(f"unknown optimiser {name!r}; choose sgd or adamw")
+    tx = optax.chain(*parts)
+    if not freeze:
+        return tx
+
+    def labels(params: Any) -> Any:
+        return jax.tree.map(lambda frozen: "frozen" if frozen else "trained", matching(params, freeze))
+
+    return optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, labels)
