@@ -62,7 +62,7 @@ def from_torch(model: str | nn.Module, state_dict: Mapping[str, Any]) -> Variabl
     module = registry.get_model(model) if isinstance(model, str) else model
     leaves, misshapen = match(module, state_dict)
     if misshapen:
-        raise ValueError(_report(module, [], [], misshapen))
+        raise ValueError(misfit(module, [], [], misshapen))
     return unflatten_dict(leaves)
 
 
@@ -108,7 +108,7 @@ def match(module: nn.Module, state_dict: Mapping[str, Any]) -> tuple[dict[Path, 
     missing = [(path, key) for path, key in keys.items() if key not in given]
     unused = sorted(given.keys() - set(keys.values()))
     if missing or unused:
-        raise ValueError(_report(module, missing, unused, misshapen))
+        raise ValueError(misfit(module, missing, unused, misshapen))
     return leaves, misshapen
 
 
@@ -171,7 +171,7 @@ def _dtype(value: np.ndarray) -> Any:
     return jnp.float64 if value.dtype == np.float64 and jax.config.jax_enable_x64 else jnp.float32
 
 
-def _report(module: nn.Module, missing: list[tuple[Path, str]], unused: list[str], misshapen: list[Misshapen]) -> str:
+def misfit(module: nn.Module, missing: list[tuple[Path, str]], unused: list[str], misshapen: list[Misshapen]) -> str:
     lines = [f"the state dict does not fit {type(module).__name__}:"]
     lines += [f"  missing: {key} (for {'/'.join(path)})" for path, key in missing]
     lines += [f"  unused: {key}" for key in unused]

