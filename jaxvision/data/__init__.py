@@ -1,0 +1,38 @@
+"""Data sets, readers, transforms and the input pipeline; everything runs on the host, in numpy.
+
+Names are loaded at first use: Grain and TFDS take a second that a model does not need.
+"""
+
+import importlib
+
+ROOMS = {
+    "CocoDetection": "coco",
+    "DetectionSource": "source",
+    "DigitScenes": "digit_scenes",
+    "DigitScenesSource": "digit_scenes",
+    "Example": "source",
+    "ImageFolder": "folder",
+    "Source": "source",
+    "Subset": "source",
+    "classification_batches": "pipeline",
+    "colour_jitter": "transforms",
+    "detection_batches": "pipeline",
+    "flip_horizontal": "transforms",
+    "load_digit_scenes": "digit_scenes",
+    "prefetch_to_device": "pipeline",
+    "random_crop": "transforms",
+    "resize": "transforms",
+    "scale_jitter": "transforms",
+}
+
+__all__ = list(ROOMS)
+
+
+def __getattr__(name: str):
+    if name not in ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"jaxvision.data.{ROOMS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *ROOMS})

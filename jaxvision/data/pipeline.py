@@ -1,0 +1,415 @@
+"""From a source to batches of static shape: shuffled, sharded by process, read in threads, resumable (Grain).
+
+Every random choice depends on the seed and the position in the stream alone, so the stream is the same however many
+threads read it, and ``set_state`` continues it exactly.
+"""
+
+import collections
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, SupportsIndex
+
+import grain
+import jax
+import numpy as np
+
+from jaxvision.data.source import DetectionSource, Example, Source
+from jaxvision.data.transforms import crop, resize
+from jaxvision.typing import Targets
+
+__all__ = ["Batches", "DevicePrefetch", "classification_batches", "detection_batches", "prefetch_to_device"]
+
+Batch = dict[str, Any]
+Transform = Callable[[Any, Example], Example]  # (key, example) -> example
+
+logger = logging.getLogger("jaxvision")
+
+
+class Batches:
+    """An iterator of batches whose position can be saved: ``get_state`` names the batch that comes next.
+
+    ``dropped`` counts the objects left out of the targets, by reason.
+    """
+
+    def __init__(
+        self,
+        elements: grain.DatasetIterator,
+        collate: Callable[[list[Example | None]], Batch],
+        *,
+        batch_size: int,
+        keep_gaps: bool,
+        patience: int,
+        dropped: "Tally",
+    ):
+        self._elements = elements
+        self._collate = collate
+        self._batch_size = batch_size
+        self._keep_gaps = keep_gaps  # a missing example becomes a row with valid=False rather than being passed over
+        self._patience = patience  # missing examples in a row that mean there is nothing to read
+        self._dropped = dropped
+
+    def __iter__(self) -> "Batches":
+        return self
+
+    def __next__(self) -> Batch:
+        rows, missing = [], 0
+        while len(rows) < self._batch_size:
+            element = next(self._elements)  # its StopIteration is ours: a last incomplete batch is not handed out
+            missing = missing + 1 if element is None else 0
+            if element is not None or self._keep_gaps:
+                rows.append(element)
+            elif missing >= self._patience:
+                raise ValueError(f"none of the last {missing} examples could be read; see the log for the reasons")
+        return self._collate(rows)
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        return dict(self._dropped.counts)
+
+    def get_state(self) -> dict[str, Any]:
+        """The position as a small dict of JSON types."""
+        return self._elements.get_state()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._elements.set_state(state)
+
+
+class Tally:
+    """Counts what is left out, and logs the first case of each reason."""
+
+    def __init__(self):
+        self.counts: collections.Counter = collections.Counter()
+        self._lock = threading.Lock()
+
+    def add(self, reason: str, count: int, image_id: Any) -> None:
+        if count == 0:
+            return
+        with self._lock:
+            first = reason not in self.counts
+            self.counts[reason] += count
+        if first:
+            logger.warning(
+                "%d objects of image %s left out: %s (further ones are only counted)", count, image_id, reason
+            )
+
+
+class Padded:
+    """A source continued by None to ``length`` examples."""
+
+    def __init__(self, source: Source, length: int):
+        self.source = source
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: SupportsIndex) -> Example | None:
+        return self.source[index] if int(index) < len(self.source) else None
+
+
+def detection_batches(
+    source: DetectionSource,
+    *,
+    batch_size: int,
+    image_size: tuple[int, int],
+    max_objects: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    seed: int = 0,
+    shuffle: bool = False,
+    repeat: bool = False,
+    transforms: Sequence[Transform] = (),
+    process_index: int = 0,
+    process_count: int = 1,
+    drop_remainder: bool = False,
+    with_masks: bool = True,
+    num_keypoints: int = 0,
+    workers: int = 2,
+) -> Batches:
+    """Batches of images and ``Targets``, padded at the right and bottom to ``image_size`` and to ``max_objects``.
+
+    A batch holds ``images`` float32 [b, H, W, 3] (``(x / 255 - mean) / std``, zero in the padding), ``image_sizes``
+    and ``original_sizes`` float32 [b, 2] ((h, w) inside the padding and before the transforms), ``image_ids`` int32
+    [b], ``valid`` bool [b] and ``targets``.  Images that do not fit are shrunk.  Crowd regions and boxes without area
+    never become targets; of more than ``max_objects`` the largest stay.  ``batch_size`` counts this process's rows.
+
+    With ``repeat`` the stream is endless, each epoch shuffled anew, and unreadable examples are passed over.  Without,
+    unreadable examples and the rest of the last batch are rows with ``valid=False`` (image_ids -1), so that every
+    process sees the same number of batches; ``drop_remainder`` passes over both instead.
+    transforms: functions of (key, example), in order; the key is a tuple of ints.  workers: reading threads, or 0.
+    """
+    height, width = image_size
+    dropped = Tally()
+    scale, shift = normalisation(mean, std)
+
+    def prepare(example: Example, rng: np.random.Generator) -> Batch:
+        original = example["image"].shape[:2]
+        example = fit(transformed(example, rng, transforms), image_size)
+        image = example["image"]
+        h, w = image.shape[:2]
+        images = np.zeros((height, width, 3), np.float32)
+        images[:h, :w] = image * scale + shift
+        return {
+            "images": images,
+            "image_sizes": np.array([h, w], np.float32),
+            "original_sizes": np.array(original, np.float32),
+            "image_ids": np.int32(example["image_id"]),
+            "valid": np.True_,
+            "targets": pad_targets(
+                example, image_size, max_objects, with_masks=with_masks, num_keypoints=num_keypoints, dropped=dropped
+            ),
+        }
+
+    empty = {
+        "images": np.zeros((height, width, 3), np.float32),
+        "image_sizes": np.array(image_size, np.float32),
+        "original_sizes": np.array(image_size, np.float32),
+        "image_ids": np.int32(-1),
+        "valid": np.False_,
+        "targets": Targets(
+            boxes=np.zeros((max_objects, 4), np.float32),
+            labels=np.zeros(max_objects, np.int32),
+            valid=np.zeros(max_objects, bool),
+            masks=np.zeros((max_objects, height, width), bool) if with_masks else None,
+            keypoints=np.zeros((max_objects, num_keypoints, 3), np.float32) if num_keypoints else None,
+        ),
+    }
+    return batches(
+        source,
+        prepare,
+        empty,
+        dropped,
+        batch_size=batch_size,
+        seed=seed,
+        shuffle=shuffle,
+        repeat=repeat,
+        process_index=process_index,
+        process_count=process_count,
+        drop_remainder=drop_remainder,
+        workers=workers,
+    )
+
+
+def classification_batches(
+    source: Source,
+    *,
+    batch_size: int,
+    image_size: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    seed: int = 0,
+    shuffle: bool = False,
+    repeat: bool = False,
+    transforms: Sequence[Transform] = (),
+    process_index: int = 0,
+    process_count: int = 1,
+    drop_remainder: bool = False,
+    workers: int = 2,
+) -> Batches:
+    """Batches of ``images`` float32 [b, H, W, 3], ``labels`` int32 [b] and ``valid`` bool [b].
+
+    After the transforms an image of another size is scaled to cover ``image_size`` and cropped to its middle.
+    Everything else is as in ``detection_batches``.
+    """
+    scale, shift = normalisation(mean, std)
+
+    def prepare(example: Example, rng: np.random.Generator) -> Batch:
+        image = cover(transformed(example, rng, transforms), image_size)["image"]
+        return {"images": image * scale + shift, "labels": np.int32(example["label"]), "valid": np.True_}
+
+    empty = {"images": np.zeros((*image_size, 3), np.float32), "labels": np.int32(0), "valid": np.False_}
+    return batches(
+        source,
+        prepare,
+        empty,
+        Tally(),
+        batch_size=batch_size,
+        seed=seed,
+        shuffle=shuffle,
+        repeat=repeat,
+        process_index=process_index,
+        process_count=process_count,
+        drop_remainder=drop_remainder,
+        workers=workers,
+    )
+
+
+def batches(
+    source: Source,
+    prepare: Callable[[Example, np.random.Generator], Batch],
+    empty: Batch,
+    dropped: Tally,
+    *,
+    batch_size: int,
+    seed: int,
+    shuffle: bool,
+    repeat: bool,
+    process_index: int,
+    process_count: int,
+    drop_remainder: bool,
+    workers: int,
+) -> Batches:
+    """The Grain part that both kinds of batches share; ``empty`` is the row of a missing example."""
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index {process_index} must lie in 0 ... process_count - 1 = {process_count - 1}")
+    if len(source) < process_count:
+        raise ValueError(f"{len(source)} examples are too few for {process_count} processes; use fewer processes")
+    keep_gaps = not repeat and not drop_remainder
+    if keep_gaps:
+        length = -(-len(source) // (batch_size * process_count)) * batch_size * process_count
+        source = Padded(source, length)
+    else:
+        length = len(source) // process_count * process_count
+        if not repeat and length < batch_size * process_count:
+            raise ValueError(
+                f"{len(source)} examples do not fill one batch of {batch_size} on {process_count} processes; "
+                "use a smaller batch or drop_remainder=False"
+            )
+    records = grain.MapDataset.source(source).seed(seed)
+    if shuffle:
+        records = records.shuffle()
+    # The random map stands before the slice: its generator follows the position in the global stream.
+    shard = records.random_map(prepare).slice(slice(process_index, length, process_count))
+    if repeat:
+        shard = shard.repeat()
+    threads = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=2 * batch_size if workers else 0)
+    return Batches(
+        iter(shard.to_iter_dataset(threads, allow_nones=True)),
+        lambda rows: stack([empty if row is None else row for row in rows]),
+        batch_size=batch_size,
+        keep_gaps=keep_gaps,
+        patience=length // process_count,
+        dropped=dropped,
+    )
+
+
+def stack(rows: list[Batch]) -> Batch:
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+
+
+def normalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """(scale, shift) with ``x * scale + shift = (x / 255 - mean) / std``."""
+    mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+    if not (std > 0).all():
+        raise ValueError(f"std must be positive, not {std.tolist()}")
+    return (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)
+
+
+def transformed(example: Example, rng: np.random.Generator, transforms: Sequence[Transform]) -> Example:
+    keys = rng.integers(2**32, size=(len(transforms), 4)).tolist()
+    for key, transform in zip(keys, transforms):
+        example = transform(tuple(key), example)
+    return example
+
+
+def fit(example: Example, image_size: tuple[int, int]) -> Example:
+    """The example shrunk, where needed, to lie inside ``image_size``."""
+    (h, w), (height, width) = example["image"].shape[:2], image_size
+    if h <= height and w <= width:
+        return example
+    factor = min(height / h, width / w)
+    size = tuple(max(1, min(limit, round(side * factor))) for side, limit in zip((h, w), image_size))
+    return resize(example, size=size)
+
+
+def cover(example: Example, image_size: tuple[int, int]) -> Example:
+    """The middle of the example, scaled so that it just covers ``image_size``."""
+    (h, w), (height, width) = example["image"].shape[:2], image_size
+    if (h, w) == (height, width):
+        return example
+    factor = max(height / h, width / w)
+    h, w = max(height, round(h * factor)), max(width, round(w * factor))
+    return crop(resize(example, size=(h, w)), top=(h - height) // 2, left=(w - width) // 2, size=image_size)
+
+
+def pad_targets(
+    example: Example,
+    image_size: tuple[int, int],
+    max_objects: int,
+    *,
+    with_masks: bool,
+    num_keypoints: int,
+    dropped: Tally,
+) -> Targets:
+    """The objects of an example that can be targets, padded to ``max_objects`` rows and to ``image_size``."""
+    boxes = example["boxes"]
+    sides = boxes[:, 2:] - boxes[:, :2]
+    usable = ~example["iscrowd"] & (sides > 0).all(1)
+    dropped.add("the box has no area", int((~usable & ~example["iscrowd"]).sum()), example["image_id"])
+    kept = np.flatnonzero(usable)
+    if len(kept) > max_objects:
+        largest = np.argsort(-sides[kept].prod(1), kind="stable")[:max_objects]
+        dropped.add(f"more than max_objects={max_objects}", len(kept) - max_objects, example["image_id"])
+        kept = np.sort(kept[largest])
+
+    def padded(values: np.ndarray, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        result = np.zeros((max_objects, *shape), dtype)
+        result[tuple(slice(size) for size in values[kept].shape)] = values[kept]
+        return result
+
+    for name, wanted in (("masks", with_masks), ("keypoints", num_keypoints)):
+        if wanted and name not in example:
+            raise ValueError(f"{name} were asked for, but image {example['image_id']} of this source has none")
+    return Targets(
+        boxes=padded(boxes, (4,), np.float32),
+        labels=padded(example["labels"], (), np.int32),
+        valid=np.arange(max_objects) < len(kept),
+        masks=padded(example["masks"], image_size, bool) if with_masks else None,
+        keypoints=padded(example["keypoints"], (num_keypoints, 3), np.float32) if num_keypoints else None,
+    )
+
+
+class DevicePrefetch:
+    """Batches on the device, some ahead of use; ``get_state`` names the batch after the last one handed out."""
+
+    def __init__(self, iterator: Iterator, *, size: int, sharding: jax.sharding.Sharding | None):
+        self._iterator = iterator
+        self._size = size
+        self._sharding = sharding
+        self._ready: collections.deque = collections.deque()  # (batch, the position after it)
+        self._state = iterator.get_state()
+
+    def __iter__(self) -> "DevicePrefetch":
+        return self
+
+    def __next__(self) -> Batch:
+        while len(self._ready) < self._size:
+            batch = next(self._iterator, None)
+            if batch is None:
+                break
+            self._ready.append((jax.tree.map(self._put, batch), self._iterator.get_state()))
+        if not self._ready:
+            raise StopIteration
+        batch, self._state = self._ready.popleft()
+        return batch
+
+    def _put(self, array: np.ndarray) -> jax.Array:
+        if self._sharding is None:
+            return jax.device_put(array)
+        return jax.make_array_from_process_local_data(self._sharding, array)
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        return self._iterator.dropped
+
+    def get_state(self) -> dict[str, Any]:
+        return self._state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._ready.clear()
+        self._iterator.set_state(state)
+        self._state = state
+
+
+def prefetch_to_device(
+    iterator: Iterator, *, size: int = 2, sharding: jax.sharding.Sharding | None = None
+) -> DevicePrefetch:
+    """The batches of ``iterator`` (of this module) as jax arrays, transferred up to ``size`` batches before use.
+
+    sharding: of every array, for example ``NamedSharding(mesh, P("data"))`` to split the rows over devices; with
+    several processes each gives its own rows of the global batch.
+    """
+    if size < 1:
+        raise ValueError(f"size must be at least 1, not {size}")
+    return DevicePrefetch(iterator, size=size, sharding=sharding)

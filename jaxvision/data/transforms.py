@@ -1,0 +1,163 @@
+"""Pure transforms of examples on the host: ``key`` first, options by keyword, the input is never changed.
+
+A key is whatever ``numpy.random.default_rng`` takes (an int, a tuple of ints, the data of a jax key).  Image, boxes,
+masks, semantic map and keypoints move together, in continuous coordinates: the pixel in column i covers [i, i + 1]
+and has its centre at i + 0.5.  Images are resampled bilinearly with antialias (pillow), masks and semantic maps take
+the pixel below each output pixel's centre.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from jaxvision.data.source import Example
+
+__all__ = ["colour_jitter", "crop", "flip_horizontal", "random_crop", "resize", "scale_jitter"]
+
+PLANES = ("masks", "semantic")  # moved like the image, values kept
+
+
+def flip_horizontal(
+    key: Any, example: Example, *, probability: float = 0.5, keypoint_pairs: Sequence[tuple[int, int]] = ()
+) -> Example:
+    """The example mirrored left to right, with ``probability``.
+
+    keypoint_pairs: numbers of the keypoints that change places, such as the left and the right eye.
+    """
+    if np.random.default_rng(key).random() >= probability:
+        return dict(example)
+    width = example["image"].shape[1]
+    flipped = {**example, "image": example["image"][:, ::-1]}
+    for name in PLANES:
+        if name in example:
+            flipped[name] = example[name][..., ::-1]
+    if "boxes" in example:
+        left, top, right, bottom = example["boxes"].T
+        flipped["boxes"] = np.stack([width - right, top, width - left, bottom], axis=-1)
+    if "keypoints" in example:
+        points = example["keypoints"].copy()
+        points[..., 0] = np.where(points[..., 2] > 0, width - points[..., 0], points[..., 0])
+        for one, other in keypoint_pairs:
+            points[:, [one, other]] = points[:, [other, one]]
+        flipped["keypoints"] = points
+    return flipped
+
+
+def resize(
+    example: Example,
+    *,
+    size: tuple[int, int] | None = None,
+    shorter_side: int | None = None,
+    longest_side: int | None = None,
+) -> Example:
+    """The example at another size.
+
+    Either ``size`` = (height, width), or ``shorter_side`` and/or ``longest_side`` in pixels with the aspect kept:
+    both together give the largest scale that exceeds neither.  Sides are rounded to the nearest pixel.
+    """
+    height, width = example["image"].shape[:2]
+    if (size is None) == (shorter_side is None and longest_side is None):
+        raise ValueError("resize takes either size, or shorter_side and/or longest_side")
+    if size is None:
+        factors = []
+        if shorter_side is not None:
+            factors.append(shorter_side / min(height, width))
+        if longest_side is not None:
+            factors.append(longest_side / max(height, width))
+        size = (max(1, round(height * min(factors))), max(1, round(width * min(factors))))
+    if size == (height, width):
+        return dict(example)
+    picture = Image.fromarray(example["image"]).resize(size[::-1], Image.Resampling.BILINEAR)
+    resized = {**example, "image": np.asarray(picture)}
+    rows, columns = (nearest(old, new) for old, new in zip((height, width), size))
+    for name in PLANES:
+        if name in example:
+            resized[name] = example[name][..., rows[:, None], columns]
+    factor = np.array([size[1] / width, size[0] / height], np.float32)
+    if "boxes" in example:
+        resized["boxes"] = example["boxes"] * np.tile(factor, 2)
+    if "keypoints" in example:
+        points = example["keypoints"]
+        resized["keypoints"] = np.concatenate([points[..., :2] * factor, points[..., 2:]], axis=-1)
+    return resized
+
+
+def nearest(old: int, new: int) -> np.ndarray:
+    """The input pixel under the centre of each of ``new`` output pixels (the later one on a border)."""
+    return (2 * np.arange(new) + 1) * old // (2 * new)
+
+
+def scale_jitter(key: Any, example: Example, *, range: tuple[float, float] = (0.5, 2.0)) -> Example:
+    """The example scaled by a random factor, uniform in the logarithm over ``range``."""
+    low, high = range
+    if not 0 < low <= high:
+        raise ValueError(f"range must be two positive factors in rising order, not {range}")
+    factor = np.exp(np.random.default_rng(key).uniform(np.log(low), np.log(high)))
+    height, width = example["image"].shape[:2]
+    return resize(example, size=(max(1, round(height * factor)), max(1, round(width * factor))))
+
+
+def random_crop(key: Any, example: Example, *, size: tuple[int, int]) -> Example:
+    """A window of ``size`` = (height, width) at a random place; a side shorter than the window stays whole."""
+    height, width = example["image"].shape[:2]
+    size = (min(size[0], height), min(size[1], width))
+    rng = np.random.default_rng(key)
+    return crop(
+        example, top=int(rng.integers(height - size[0] + 1)), left=int(rng.integers(width - size[1] + 1)), size=size
+    )
+
+
+def crop(example: Example, *, top: int, left: int, size: tuple[int, int]) -> Example:
+    """The window of ``size`` at (top, left), which must lie inside the image.
+
+    Boxes are clipped to the window, not tightened to what is left of the mask.  Objects of which nothing is left
+    (of the mask where there are masks, else of the box) are dropped; keypoints outside become 0, 0, 0.
+    """
+    height, width = example["image"].shape[:2]
+    if not (0 <= top <= height - size[0] and 0 <= left <= width - size[1]):
+        raise ValueError(f"the window {size} at {top, left} leaves the image of {height, width}")
+    rows, columns = slice(top, top + size[0]), slice(left, left + size[1])
+    cropped = {**example, "image": example["image"][rows, columns]}
+    for name in PLANES:
+        if name in example:
+            cropped[name] = example[name][..., rows, columns]
+    if "boxes" not in example:
+        return cropped
+    origin = np.array([left, top], np.float32)
+    limit = np.array([size[1], size[0]] * 2, np.float32)
+    boxes = np.clip(example["boxes"] - np.tile(origin, 2), 0, limit)
+    cropped["boxes"] = boxes
+    if "keypoints" in example:
+        points, flags = example["keypoints"][..., :2] - origin, example["keypoints"][..., 2:]
+        seen = (flags > 0) & ((points >= 0) & (points <= limit[:2])).all(-1, keepdims=True)
+        cropped["keypoints"] = np.where(seen, np.concatenate([points, flags], axis=-1), np.float32(0))
+    left_over = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    if "masks" in example:
+        left_over &= cropped["masks"].any((1, 2))
+    for name in ("boxes", "labels", "iscrowd", "masks", "keypoints"):
+        if name in cropped:
+            cropped[name] = cropped[name][left_over]
+    return cropped
+
+
+def colour_jitter(
+    key: Any, example: Example, *, brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0
+) -> Example:
+    """The image with its brightness, contrast and saturation scaled, in this order, by factors around 1.
+
+    Each factor is uniform in [max(0, 1 - x), 1 + x] for its option x; 0 turns it off.  Contrast scales the distance
+    from the image's mean grey, saturation that from each pixel's own grey (ITU-R 601 luma).
+    """
+    rng = np.random.default_rng(key)
+    bright, steep, vivid = (rng.uniform(max(0.0, 1 - x), 1 + x) for x in (brightness, contrast, saturation))
+    luma = np.array([0.299, 0.587, 0.114], np.float32)
+    image = np.clip(example["image"] * np.float32(bright), 0, 255)
+    image = np.clip(mix(image, (image @ luma).mean(), steep), 0, 255)
+    image = np.clip(mix(image, (image @ luma)[..., None], vivid), 0, 255)
+    return {**example, "image": np.round(image).astype(np.uint8)}
+
+
+def mix(image: np.ndarray, grey: Any, factor: float) -> np.ndarray:
+    return grey + np.float32(factor) * (image - grey)
