@@ -52,6 +52,8 @@ def _by_jit(step: Step, devices: list[jax.Device]) -> Parallel:
     local = len(mesh.local_devices)
 
     def shard_leaf(leaf: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and leaf.sharding == split:
+            return leaf  # from a prefetcher that was given the sharding
         leaf = np.asarray(leaf)
         _check_divides(leaf, local)
         return jax.make_array_from_process_local_data(split, leaf)

@@ -7,13 +7,14 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxvision.typing import Array
 
 __all__ = ["JsonlWriter", "TensorBoardWriter", "Writer"]
 
 
+@runtime_checkable
 class Writer(Protocol):
     """Four methods; anything that has them can be given to ``fit``."""
 

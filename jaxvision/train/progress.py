@@ -1,0 +1,56 @@
+"""What a person sees of a run: a bar on a terminal, plain lines in a file."""
+
+import sys
+import time
+from collections.abc import Mapping
+
+__all__ = ["Progress"]
+
+
+class Progress:
+    """A tqdm bar if standard error is a terminal; lines on standard output otherwise, and for messages always."""
+
+    def __init__(self, *, start: int, total: int):
+        self._start, self._total, self._began = start, total, time.perf_counter()
+        self._bar = None
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, initial=start, dynamic_ncols=True, unit="step")
+
+    def advance(self) -> None:
+        if self._bar is not None:
+            self._bar.update()
+
+    def report(self, step: int, values: Mapping[str, float]) -> None:
+        """The metrics of a step, with the time that is left."""
+        text = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
+            return
+        left = (time.perf_counter() - self._began) / (step - self._start) * (self._total - step)
+        print(f"step {step}/{self._total}  eta {_clock(left)}  {text}", flush=True)
+
+    def say(self, message: str) -> None:
+        if self._bar is not None:
+            self._bar.write(message)
+        else:
+            print(message, flush=True)
+
+    def not_counted(self, seconds: float) -> None:
+        """Leave time that was spent on something else (compilation, evaluation) out of the estimate."""
+        self._began += seconds
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _short(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
