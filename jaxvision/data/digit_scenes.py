@@ -28,6 +28,7 @@ TRAIN_DIGITS = 1437  # the remaining 360 are for the test scenes
 MAX_DIGITS = 6
 DIGIT_SIDES = (16, 48)
 MIN_VISIBLE = 0.6  # share of a digit's mask that nearer digits must leave uncovered
+PICTURES = ("image", "instances", "semantic")
 PLACEMENTS = 20  # tries for one digit before it is left out
 
 
@@ -136,7 +137,11 @@ def tight_box(mask: np.ndarray) -> tuple[int, int, int, int]:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def png(image: np.ndarray) -> bytes:
+def decode_png(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def encode_png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "png", compress_level=1)
     return buffer.getvalue()
@@ -175,7 +180,7 @@ class DigitScenes(tfds.core.GeneratorBasedBuilder):
         for index in range(SCENES[split]):
             rng = np.random.default_rng((list(SCENES).index(split), index))
             scene = paint(rng, photos, digits, classes)
-            pictures = {name: png(getattr(scene, name)) for name in ("image", "instances", "semantic")}
+            pictures = {name: encode_png(getattr(scene, name)) for name in PICTURES}
             yield index, {**pictures, "boxes": scene.boxes, "labels": scene.labels, "image_id": index}
 
 
@@ -193,15 +198,16 @@ class DigitScenesSource:
 
     def __getitem__(self, index: SupportsIndex) -> Example:
         record = self.records[index]
+        pictures = {name: decode_png(record[name]) for name in PICTURES}
         boxes = np.asarray(record["boxes"], np.float32)
         numbers = np.arange(1, len(boxes) + 1, dtype=np.uint8)
         return {
-            "image": record["image"],
+            "image": pictures["image"],
             "image_id": int(record["image_id"]),
             "boxes": boxes,
             "labels": np.asarray(record["labels"], np.int32),
-            "masks": record["instances"][None, :, :, 0] == numbers[:, None, None],
-            "semantic": record["semantic"][:, :, 0],
+            "masks": pictures["instances"][None] == numbers[:, None, None],
+            "semantic": pictures["semantic"],
             "iscrowd": np.zeros(len(boxes), bool),
         }
 
@@ -224,5 +230,12 @@ def load_digit_scenes(split: str, *, data_dir: str | os.PathLike | None = None) 
         raise ValueError(f"digit_scenes has the splits {', '.join(SCENES)}, not {split!r}")
     folder = pathlib.Path(data_dir or os.environ.get("JAXVISION_DATASETS") or "datasets").expanduser()
     builder = DigitScenes(data_dir=str(folder), file_format="array_record")
-    builder.download_and_prepare()
-    return DigitScenesSource(builder.as_data_source(split))
+    try:
+        builder.download_and_prepare()
+    except OSError:
+        builder = DigitScenes(data_dir=str(folder), file_format="array_record")
+        if not builder.is_prepared():  # else another process was first
+            raise
+    # The pictures are decoded here: TFDS would first advise to install OpenCV.
+    encoded = {name: tfds.decode.SkipDecoding() for name in PICTURES}
+    return DigitScenesSource(builder.as_data_source(split, decoders=encoded))

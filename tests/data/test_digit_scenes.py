@@ -153,6 +153,18 @@ def test_interrupted_preparation_starts_again(few, tmp_path, monkeypatch):
     assert len(calls) == 14 + 16
 
 
+def test_two_processes_prepare_at_once(few, tmp_path, monkeypatch):
+    def overtaken(*args):
+        monkeypatch.setattr(digit_scenes, "paint", paint)
+        load_digit_scenes("test", data_dir=tmp_path)  # another process begins later and is done first
+        return paint(*args)
+
+    monkeypatch.setattr(digit_scenes, "paint", overtaken)
+    source = load_digit_scenes("train", data_dir=tmp_path)
+    assert len(source) == 12 and source[11]["image_id"] == 11
+    assert [path.name for path in (tmp_path / "digit_scenes").iterdir()] == ["1.0.0"]
+
+
 def test_default_folder(few, tmp_path, monkeypatch):
     monkeypatch.setenv("JAXVISION_DATASETS", str(tmp_path / "elsewhere"))
     load_digit_scenes("test")
