@@ -1,0 +1,219 @@
+"""Pictures of predictions: arrays in, an RGB uint8 array [h, w, 3] out; nothing is shown or saved.
+
+A class has the same colour in every picture. ``scale`` enlarges the picture first, so that text and outlines on a small
+image stay fine: boxes and masks are always given in pixels of the image as passed.
+"""
+
+import colorsys
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from jaxvision.typing import Array, Bool, Detections, Float, Int, Targets
+
+__all__ = ["class_color", "draw_boxes", "draw_detections", "draw_masks", "draw_targets", "grid"]
+
+GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
+
+
+def class_color(label: int) -> tuple[int, int, int]:
+    """The RGB colour of a class: hues a golden ratio apart, so that any few neighbours differ well."""
+    hue = (0.02 + int(label) * GOLDEN_RATIO) % 1
+    # Yellow to cyan look lighter than red and blue of the same value.
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.78, 0.86 if 0.12 < hue < 0.55 else 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def draw_boxes(
+    image: Array,
+    boxes: Float[Array, "n 4"],
+    *,
+    labels: Int[Array, " n"] | None = None,
+    scores: Float[Array, " n"] | None = None,
+    names: Sequence[str] | None = None,
+    scale: int = 1,
+) -> np.ndarray:
+    """Boxes with a tag of class and score; the best score is drawn last, on top.
+
+    image: RGB uint8. boxes: xyxy in its pixels. labels: choose the colour; without them each box has its own.
+    names: of the classes; numbers otherwise.
+    Raises: ValueError if the image is not RGB uint8, or a label has no name.
+    """
+    picture = Image.fromarray(_enlarged(image, scale))
+    boxes = np.asarray(boxes, np.float64) * scale
+    draw = ImageDraw.Draw(picture)
+    line = max(2, round(min(picture.size) / 250))
+    font = ImageFont.load_default(max(11, min(24, round(min(picture.size) / 32))))
+    colors = _colors(labels, len(boxes))
+    order = list(range(len(boxes))) if scores is None else np.argsort(scores, kind="stable").tolist()
+    # Tags after all outlines: a line through a word makes it unreadable.
+    for i in order:
+        left, top, right, bottom = _on_picture(boxes[i], picture.size)
+        dark = tuple(channel // 4 for channel in colors[i])
+        draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=dark, width=line + 2)
+        draw.rectangle((left, top, right, bottom), outline=colors[i], width=line)
+    for i in order:
+        text = _tag(i, labels, scores, names)
+        if text:
+            _draw_tag(draw, text, _on_picture(boxes[i], picture.size), colors[i], font, picture.size)
+    return np.asarray(picture)
+
+
+def draw_masks(
+    image: Array,
+    masks: Bool[Array, "n h w"] | Float[Array, "n m m"],
+    *,
+    boxes: Float[Array, "n 4"] | None = None,
+    labels: Int[Array, " n"] | None = None,
+    opacity: float = 0.45,
+    scale: int = 1,
+) -> np.ndarray:
+    """Masks as a tint with a solid outline; the first mask is drawn last, on top.
+
+    masks: bool in the plane of the image or, with ``boxes``, probabilities on each box's own grid, cut at 0.5.
+    labels: choose the colour; without them each mask has its own.
+    Raises: ValueError if the image is not RGB uint8, or full masks have another size than the image.
+    """
+    picture = _enlarged(image, scale).astype(np.float32)
+    masks = np.asarray(masks)
+    if boxes is None and len(masks) and masks.shape[1:] != np.shape(image)[:2]:
+        raise ValueError(f"masks of {masks.shape[1:]} on an image of {np.shape(image)[:2]}; give boxes to paste them")
+    thick = max(1, round(min(picture.shape[:2]) / 350))
+    colors = _colors(labels, len(masks))
+    for i in reversed(range(len(masks))):
+        if boxes is None:
+            inside = np.repeat(np.repeat(masks[i], scale, 0), scale, 1)
+        else:
+            inside = _pasted(masks[i], np.asarray(boxes[i], np.float64) * scale, picture.shape[:2])
+        color = np.array(colors[i], np.float32)
+        picture[inside] += (color - picture[inside]) * opacity
+        picture[_outline(inside, thick)] = color
+    return np.round(picture).astype(np.uint8)
+
+
+def draw_detections(
+    image: Array,
+    detections: Detections,
+    *,
+    names: Sequence[str] | None = None,
+    min_score: float = 0.5,
+    scale: int = 1,
+) -> np.ndarray:
+    """The detections of one image that are valid and reach ``min_score``: masks, boxes, classes, scores."""
+    shown = np.flatnonzero(np.asarray(detections.valid) & (np.asarray(detections.scores) >= min_score))
+    boxes, scores, labels = (np.asarray(x)[shown] for x in detections[:3])
+    picture = _enlarged(image, scale)
+    if detections.masks is not None:
+        masks = np.asarray(detections.masks)[shown]
+        picture = draw_masks(picture, masks, boxes=boxes * scale, labels=labels)
+    return draw_boxes(picture, boxes * scale, labels=labels, scores=scores, names=names)
+
+
+def draw_targets(image: Array, targets: Targets, *, names: Sequence[str] | None = None, scale: int = 1) -> np.ndarray:
+    """The ground truth of one image. Masks are in the plane of the padded input, of which ``image`` may be the part
+    inside the padding."""
+    shown = np.flatnonzero(np.asarray(targets.valid))
+    boxes, labels = np.asarray(targets.boxes)[shown], np.asarray(targets.labels)[shown]
+    picture = _enlarged(image, scale)
+    if targets.masks is not None:
+        height, width = np.shape(image)[:2]
+        masks = np.asarray(targets.masks)[shown, :height, :width]
+        picture = draw_masks(picture, np.repeat(np.repeat(masks, scale, 1), scale, 2), labels=labels)
+    return draw_boxes(picture, boxes * scale, labels=labels, names=names)
+
+
+def grid(images: Sequence[Array], *, columns: int | None = None, gap: int = 6) -> np.ndarray:
+    """Pictures side by side on white, row by row; smaller ones are centred. columns: about square if None.
+
+    Raises: ValueError if there are no images.
+    """
+    if not len(images):
+        raise ValueError("grid needs at least one image")
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    height, width = (max(np.shape(image)[axis] for image in images) for axis in (0, 1))
+    canvas = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, np.uint8)
+    for i, image in enumerate(images):
+        image = _enlarged(image, 1)
+        h, w = image.shape[:2]
+        top = gap + i // columns * (height + gap) + (height - h) // 2
+        left = gap + i % columns * (width + gap) + (width - w) // 2
+        canvas[top : top + h, left : left + w] = image
+    return canvas
+
+
+def _enlarged(image: Array, scale: int) -> np.ndarray:
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"an image is RGB uint8 [h, w, 3], not {image.dtype}{list(image.shape)}")
+    if scale == 1:
+        return image
+    height, width = image.shape[:2]
+    return np.asarray(Image.fromarray(image).resize((width * scale, height * scale), Image.Resampling.BICUBIC))
+
+
+def _colors(labels: Array | None, number: int) -> list[tuple[int, int, int]]:
+    return [class_color(label) for label in (range(number) if labels is None else np.asarray(labels).tolist())]
+
+
+def _on_picture(box: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The box's outer pixels, inside the picture, and in order even for a box that is all outside or degenerate."""
+    left, right = np.clip(np.nan_to_num(box[[0, 2]]), 0, size[0] - 1)
+    top, bottom = np.clip(np.nan_to_num(box[[1, 3]]), 0, size[1] - 1)
+    return round(left), round(top), round(max(left, right)), round(max(top, bottom))
+
+
+def _tag(i: int, labels: Array | None, scores: Array | None, names: Sequence[str] | None) -> str:
+    words = []
+    if labels is not None:
+        label = int(labels[i])
+        if names is not None and not 0 <= label < len(names):
+            raise ValueError(f"label {label} has no name among {len(names)}")
+        words.append(str(label) if names is None else names[label])
+    if scores is not None:
+        words.append(f"{float(scores[i]):.2f}")
+    return " ".join(words)
+
+
+def _draw_tag(
+    draw: ImageDraw.ImageDraw,
+    text: str,
+    box: tuple[int, int, int, int],
+    color: tuple[int, int, int],
+    font: ImageFont.FreeTypeFont,
+    size: tuple[int, int],
+) -> None:
+    """Above the box's left corner, or just inside it where there is no room."""
+    ascent, descent = font.getmetrics()
+    width, height = round(draw.textlength(text, font)) + 6, ascent + descent + 1
+    left = max(min(box[0] - 1, size[0] - width), 0)
+    top = box[1] - height if box[1] >= height else min(box[1], size[1] - height)
+    draw.rectangle((left, top, left + width - 1, top + height - 1), fill=color)
+    light = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
+    draw.text((left + 3, top), text, fill=(0, 0, 0) if light else (255, 255, 255), font=font)
+
+
+def _pasted(mask: np.ndarray, box: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Where bilinear samples of a box's probabilities [m, m] reach 0.5, in a picture of ``size`` (h, w)."""
+    width, height = box[2] - box[0], box[3] - box[1]
+    if not (width > 0 and height > 0):
+        return np.zeros(size, bool)
+    across, down = mask.shape[1] / width, mask.shape[0] / height
+    sampled = Image.fromarray(mask.astype(np.float32)).transform(
+        (size[1], size[0]),
+        Image.Transform.AFFINE,
+        (across, 0, -box[0] * across, 0, down, -box[1] * down),
+        Image.Resampling.BILINEAR,
+    )
+    return np.asarray(sampled) >= 0.5
+
+
+def _outline(inside: np.ndarray, thick: int) -> np.ndarray:
+    """The pixels of a mask within ``thick`` of its edge; the picture's border is no edge."""
+    kept = inside
+    for _ in range(thick):
+        padded = np.pad(kept, 1, constant_values=True)
+        kept = kept & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return inside & ~kept

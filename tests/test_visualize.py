@@ -1,0 +1,128 @@
+import jax
+import numpy as np
+import pytest
+
+from jaxvision.typing import Detections, Targets
+from jaxvision.visualize import class_color, draw_boxes, draw_detections, draw_masks, draw_targets, grid
+
+GREY = np.full((64, 96, 3), 128, np.uint8)
+
+
+def changed(picture, before=GREY):
+    return np.any(picture != before, axis=-1)
+
+
+def near_color(picture, label):
+    return np.all(picture == np.array(class_color(label), np.uint8), axis=-1)
+
+
+def test_colors_are_fixed_and_neighbours_differ():
+    colors = np.array([class_color(label) for label in range(80)], float)
+    assert class_color(0) == (255, 80, 56)  # pictures of old runs stay comparable
+    assert len({tuple(color) for color in colors}) == 80
+    for distance in range(1, 6):
+        assert np.abs(colors[distance:] - colors[:-distance]).sum(1).min() > 60
+
+
+def test_a_box_is_drawn_where_it_is():
+    picture = draw_boxes(GREY, np.array([[20.0, 30, 50, 55]]))
+    rows, columns = np.nonzero(near_color(picture, 0))
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (30, 55, 20, 50)
+    assert not changed(picture)[35:50, 25:45].any()  # not filled
+    rows, columns = np.nonzero(changed(picture))
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (29, 56, 19, 51)
+
+
+def test_input_is_left_alone():
+    image = GREY.copy()
+    draw_boxes(image, np.array([[1.0, 1, 9, 9]]))
+    draw_masks(image, np.ones((1, 64, 96), bool))
+    grid([image])
+    np.testing.assert_array_equal(image, GREY)
+
+
+def test_tags_stay_inside_and_the_best_is_on_top():
+    boxes = np.array([[70.0, 0, 96, 64], [0, 40, 20, 64], [70, 0, 96, 64]])
+    labels, scores = np.array([1, 0, 2]), np.array([0.9, 0.8, 0.3])
+    plain = draw_boxes(GREY, boxes, labels=labels)
+    tagged = draw_boxes(GREY, boxes, labels=labels, scores=scores, names=["a", "b", "a long name"])
+    assert tagged.shape == GREY.shape and changed(tagged).sum() > changed(plain).sum()
+    only = draw_boxes(GREY, boxes[:2], labels=labels[:2], scores=scores[:2], names=["a", "b", "c"])
+    visible = near_color(only, 1)
+    assert (near_color(tagged, 1) == visible).mean() > 0.99
+    with pytest.raises(ValueError, match="label 2 has no name among 2"):
+        draw_boxes(GREY, boxes, labels=labels, names=["a", "b"])
+
+
+@pytest.mark.parametrize(
+    "box", [[-50, -50, -10, -10], [200, 200, 300, 300], [5, 5, 5, 5], [50, 50, 10, 10], [np.nan, 0, 9, 9]]
+)
+def test_degenerate_boxes_do_not_fail(box):
+    boxes = np.array([box], np.float32)
+    picture = draw_boxes(GREY, boxes, labels=np.array([0]), scores=np.array([0.5]), scale=2)
+    assert picture.shape == (128, 192, 3)
+    assert draw_masks(GREY, np.ones((1, 7, 7), np.float32), boxes=boxes).shape == GREY.shape
+
+
+def test_nothing_to_draw():
+    np.testing.assert_array_equal(draw_boxes(GREY, np.zeros((0, 4))), GREY)
+    np.testing.assert_array_equal(draw_masks(GREY, np.zeros((0, 64, 96), bool)), GREY)
+    np.testing.assert_array_equal(draw_masks(GREY, np.zeros((0, 7, 7)), boxes=np.zeros((0, 4))), GREY)
+
+
+def test_masks_tint_inside_only():
+    mask = np.zeros((1, 64, 96), bool)
+    mask[0, 10:30, 20:60] = True
+    picture = draw_masks(GREY, mask, labels=np.array([4]), opacity=0.5)
+    np.testing.assert_array_equal(changed(picture), mask[0])
+    expected = (128 + np.array(class_color(4))) / 2
+    np.testing.assert_allclose(picture[20, 40], expected, atol=1)
+    np.testing.assert_array_equal(picture[10, 40], class_color(4))  # the outline is solid
+    with pytest.raises(ValueError, match="give boxes"):
+        draw_masks(GREY, np.zeros((1, 28, 28), bool))
+
+
+@pytest.mark.parametrize("scale", [1, 3])
+def test_pasted_masks_fill_their_box(scale):
+    boxes = np.array([[20.0, 10, 60, 30]])
+    halves = np.concatenate([np.ones((1, 28, 14)), np.zeros((1, 28, 14))], axis=2)
+    picture = draw_masks(GREY, halves, boxes=boxes, scale=scale)
+    inside = changed(picture, np.full_like(picture, 128))
+    expected = np.zeros_like(inside)
+    expected[10 * scale : 30 * scale, 20 * scale : 40 * scale] = True
+    assert (inside != expected).mean() < 0.01
+
+
+def test_detections_and_targets():
+    detections = Detections(
+        boxes=np.array([[5.0, 20, 30, 50], [40, 20, 80, 60], [50, 5, 60, 15]], np.float32),
+        scores=np.array([0.9, 0.4, 0.8], np.float32),
+        labels=np.array([0, 1, 2]),
+        valid=np.array([True, True, False]),
+        masks=np.ones((3, 14, 14), np.float32),
+    )
+    picture = draw_detections(GREY, jax.device_put(detections), names=["cat", "dog"])
+    assert near_color(picture, 0).any()
+    assert not near_color(picture, 1).any() and not near_color(picture, 2).any()
+    assert near_color(draw_detections(GREY, detections, min_score=0.3), 1).any()
+
+    masks = np.zeros((2, 80, 120), bool)  # the padding is larger than the image
+    masks[0, 20:50, 5:30] = True
+    targets = Targets(detections.boxes[:2], detections.labels[:2], np.array([True, False]), masks)
+    picture = draw_targets(GREY, targets, names=["cat"], scale=2)
+    assert picture.shape == (128, 192, 3) and near_color(picture, 0).any()
+    assert not near_color(picture, 1).any()
+
+
+def test_grid():
+    small = np.zeros((32, 32, 3), np.uint8)
+    picture = grid([GREY, small, GREY], columns=2, gap=4)
+    assert picture.shape == (2 * 68 + 4, 2 * 100 + 4, 3)
+    np.testing.assert_array_equal(picture[4:68, 4:100], GREY)
+    np.testing.assert_array_equal(picture[20:52, 136:168], small)
+    assert (picture[72:, 104:] == 255).all()
+    assert grid([GREY] * 5).shape[1] == 3 * 102 + 6
+    with pytest.raises(ValueError, match="at least one"):
+        grid([])
+    with pytest.raises(ValueError, match=r"RGB uint8 \[h, w, 3\], not float32\[4, 4, 3\]"):
+        grid([np.zeros((4, 4, 3), np.float32)])
