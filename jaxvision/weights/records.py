@@ -22,8 +22,8 @@ class Preprocessing:
 
     The shorter side becomes ``shorter_side`` pixels, or fewer if the longer one would pass ``longest_side``;
     the other follows, rounded down. The resize is Pillow's antialiased bilinear one on bytes, as torchvision's
-    for classifiers; torchvision's detectors resize floats without antialias, which differs by rounding only
-    where the image is enlarged. ``mean`` and ``std`` are in the order of ``channels``.
+    for classifiers; torchvision's detectors resize floats without antialias, which differs by at most one
+    grey level where the image is enlarged. ``mean`` and ``std`` are in the order of ``channels``.
     """
 
     shorter_side: int

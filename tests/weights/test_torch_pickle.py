@@ -8,9 +8,11 @@ import pickletools
 import zipfile
 from pathlib import Path
 
+import hypothesis
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from jaxvision.weights.files import read_state_dict
 from jaxvision.weights.torch_pickle import LEGACY_MAGIC, UnsafePickleError
@@ -215,3 +217,26 @@ def test_a_container_inside_itself(tmp_path):
     (tmp_path / "loop.pkl").write_bytes(pickle.dumps(loop))
     with pytest.raises(ValueError, match="occurs twice"):
         read_state_dict(tmp_path / "loop.pkl")
+
+
+@pytest.mark.parametrize("source", ["legacy.pth", "nested.pth"])
+def test_flipped_bytes_never_escape(tmp_path_factory, source):
+    """Whatever a damaged file holds, reading it gives arrays or a ValueError with the file's name."""
+    original = (FILES / source).read_bytes()
+    path = tmp_path_factory.mktemp("flip") / "flipped.pth"
+
+    @hypothesis.settings(max_examples=200, deadline=None, derandomize=True, database=None)
+    @hypothesis.given(st.lists(st.tuples(st.integers(0, len(original) - 1), st.integers(0, 255)), min_size=1))
+    def check(flips):
+        data = bytearray(original)
+        for place, value in flips:
+            data[place] = value
+        path.write_bytes(data)
+        try:
+            arrays = read_state_dict(path)
+        except ValueError as error:
+            assert "flipped.pth" in str(error)
+        else:
+            assert all(isinstance(array, np.ndarray) for array in arrays.values())
+
+    check()

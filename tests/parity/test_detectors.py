@@ -1,0 +1,62 @@
+"""Mask R-CNN against torchvision, by a golden that ``make_goldens.py`` wrote: 100 detections of one image."""
+
+from pathlib import Path
+
+import fill  # pytest puts this folder on the path
+import jax
+import numpy as np
+import pytest
+
+import jaxvision as jv
+from jaxvision.ops import masks
+
+GOLDENS = Path(__file__).parent / "goldens"
+SIZE = (256, 320)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """The golden, and our detections of the same image with the same weights."""
+    model = jv.get_model("maskrcnn_resnet50_fpn", num_classes=90)
+    images = fill.normalise(fill.images(1, *SIZE))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+    keys = jv.to_torch(model, zeros)
+    state = {key: fill.fill(key, value.shape, fill.DETECTOR_GAINS) for key, value in keys.items()}
+    variables = jv.from_torch(model, state)
+    sizes = np.array([SIZE], np.float32)
+    found = jax.jit(lambda v, x: model.apply(v, x, sizes, method="detect"))(variables, images)
+    return dict(np.load(GOLDENS / "maskrcnn_resnet50_fpn.npz")), jax.tree.map(lambda x: np.asarray(x)[0], found)
+
+
+def iou(a, b):
+    """Of each row of a with each row of b, written out."""
+    corners = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
+    inter = np.prod(np.clip(corners[1] - corners[0], 0, None), axis=-1)
+    area = [np.prod(x[:, 2:] - x[:, :2], axis=-1) for x in (a, b)]
+    return inter / (area[0][:, None] + area[1][None, :] - inter)
+
+
+def partners(golden, found):
+    """For each golden detection the row of ours with its label that overlaps most, and their IoU."""
+    overlap = iou(golden["boxes"], found.boxes)
+    same = found.valid[None, :] & (golden["labels"][:, None] - 1 == found.labels[None, :])
+    overlap = np.where(same, overlap, 0)
+    return overlap.argmax(1), overlap.max(1)
+
+
+def test_the_same_detections(pair):
+    golden, found = pair
+    assert found.valid.sum() == 100
+    row, overlap = partners(golden, found)
+    near = (overlap > 0.99) & (np.abs(found.scores[row] - golden["scores"]) < 1e-3)
+    near &= np.abs(found.masks[row] - golden["masks"]).max((1, 2)) < 1 / 255
+    assert len(set(row[near])) >= 98
+
+
+def test_pasted_masks(pair):
+    golden, found = pair
+    row, _ = partners(golden, found)
+    rows = row[golden["pasted_index"]]
+    pasted = masks.paste(found.masks[rows], found.boxes[rows], size=SIZE)
+    assert np.abs(pasted - golden["pasted"]).max() < 1 / 255
