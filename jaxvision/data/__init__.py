@@ -1,6 +1,6 @@
 """Data sets, readers, transforms and the input pipeline; everything runs on the host, in numpy.
 
-Names are loaded at first use: Grain and TFDS take a second that a model does not need.
+Names are loaded at first use: Grain and TFDS take a while that a model need not wait for.
 """
 
 import importlib

@@ -91,7 +91,7 @@ def enlarge(digit: np.ndarray, side: int) -> np.ndarray:
 def place(
     rng: np.random.Generator, mask: np.ndarray, instances: np.ndarray, areas: list[int]
 ) -> tuple[int, int] | None:
-    """(top, left) of a random place for ``mask`` where it hides no digit of ``instances`` too much; None if rare."""
+    """(top, left) of a random place for ``mask`` that leaves the digits of ``instances`` visible, or None."""
     side = len(mask)
     for _ in range(PLACEMENTS):
         top, left = rng.integers(SIZE - side + 1, size=2).tolist()

@@ -29,6 +29,7 @@ logger = logging.getLogger("jaxvision")
 class Batches:
     """An iterator of batches whose position can be saved: ``get_state`` names the batch that comes next.
 
+    Without ``repeat`` it ends after one pass; for another, ``set_state`` to the state it had at the start.
     ``dropped`` counts the objects left out of the targets, by reason.
     """
 
