@@ -173,7 +173,7 @@ def _tag(i: int, labels: Array | None, scores: Array | None, names: Sequence[str
             raise ValueError(f"label {label} has no name among {len(names)}")
         words.append(str(label) if names is None else names[label])
     if scores is not None:
-        words.append(f"{float(scores[i]):.2f}")
+        words.append(f"{100 * float(scores[i]):.0f}%")
     return " ".join(words)
 
 

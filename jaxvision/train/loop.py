@@ -4,6 +4,7 @@ It resumes by itself: a run that is started again with the same directory goes o
 bit for bit where an uninterrupted one would have (same devices, same versions, deterministic kernels).
 """
 
+import json
 import signal
 import threading
 import time
@@ -88,40 +89,43 @@ def fit(
     """
     if best_metric is not None and (evaluate is None or eval_every is None):
         raise ValueError(f"best_metric={best_metric!r} needs evaluate and eval_every")
-    run = _Run(checkpointer, batches, config, best_metric)
+    run = _Run(checkpointer, batches, config, best_metric, patience)
     state, start = run.resume(state)
+    progress = Progress(start=start, total=total_steps, quiet=jax.process_index() > 0)
     if start >= total_steps:
-        print(f"already at step {start} of {total_steps}: nothing to train", flush=True)
+        progress.say(f"already at step {start} of {total_steps}: nothing to train")
+        progress.close()
         return state
     for writer in writers:
         writer.start(start)
-    progress = Progress(start=start, total=total_steps)
     progress.say(f"going on after step {start}" if start else f"training {total_steps} steps")
-    meter = _Meter(log_every, progress, writers)
+    for change in run.changes:
+        progress.say(change)
+    meter = _Meter(progress, writers)
     state = parallel.shard_state(state)
     try:
         with _signals() as received:
             for step in range(start + 1, total_steps + 1):
                 state = meter.run(parallel, state, batches, step)
-                last = step == total_steps
-                if step % log_every == 0 or last:
+                last, stop = step == total_steps, False
+                if step % log_every == 0:
                     meter.flush(step)
-                stop = False
                 if evaluate is not None and (last or (eval_every and step % eval_every == 0)):
                     meter.flush(step)
-                    stop = run.evaluate(evaluate, parallel.unshard(state), step, meter, patience)
+                    stop = run.evaluate(evaluate, parallel.unshard(state), step, meter)
                 if step % checkpoint_every == 0 or last or stop or received:
                     meter.flush(step)
                     run.save(step, parallel.unshard(state))
-                if received and not last:
-                    progress.say(
-                        f"stopped by {signal.Signals(received[0]).name} after step {step}; the checkpoint is in "
-                        f"{checkpointer.directory}. Run the same command again to go on."
-                    )
-                    raise SystemExit(0)
-                if stop:
+                if stop and not last:
                     progress.say(f"stopped at step {step}: {best_metric} is no better since {patience} evaluations")
                     break
+                if received and not last:
+                    name = signal.Signals(received[0]).name
+                    progress.say(
+                        f"stopped by {name} after step {step}; the checkpoint is in {checkpointer.directory}. "
+                        "Run the same command again to go on."
+                    )
+                    raise SystemExit(0)
     finally:
         progress.close()
         for writer in writers:
@@ -133,10 +137,18 @@ class _Run:
     """Checkpoints of one run, and its best value so far."""
 
     def __init__(
-        self, checkpointer: Checkpointer, batches: Batches, config: Mapping[str, Any], best_metric: str | None
+        self,
+        checkpointer: Checkpointer,
+        batches: Batches,
+        config: Mapping[str, Any],
+        best_metric: str | None,
+        patience: int | None,
     ):
-        self._checkpointer, self._batches, self._config = checkpointer, batches, config
-        self._metric = best_metric
+        self._checkpointer, self._batches = checkpointer, batches
+        # What JSON makes of it, to compare with a checkpoint's; and a value it cannot hold fails now, not at the save.
+        self._config = json.loads(json.dumps(dict(config)))
+        self._metric, self._patience = best_metric, patience
+        self.changes: list[str] = []  # of the config since the checkpoint
         self._best: float | None = None
         self._stale = 0  # evaluations since the best one
 
@@ -149,14 +161,14 @@ class _Run:
         for name in sorted({*restored.config, *self._config}):
             before, now = restored.config.get(name), self._config.get(name)
             if before != now:
-                print(f"note: {name} was {before} when the checkpoint was written, is {now} now", flush=True)
+                self.changes.append(f"note: {name} was {before} when the checkpoint was written, is {now} now")
         return restored.state, restored.step
 
     def save(self, step: int, state: TrainState, *, best: bool = False) -> None:
         metrics = {"best": self._best, "stale": self._stale}
         self._checkpointer.save(step, state, self._batches.get_state(), self._config, metrics, best=best)
 
-    def evaluate(self, evaluate: Callable, state: TrainState, step: int, meter: "_Meter", patience: int | None) -> bool:
+    def evaluate(self, evaluate: Callable, state: TrainState, step: int, meter: "_Meter") -> bool:
         """Evaluate, log, keep the best; whether patience has run out."""
         began = time.perf_counter()
         values = {name: float(value) for name, value in evaluate(state).items()}
@@ -172,13 +184,13 @@ class _Run:
             self.save(step, state, best=True)
         else:
             self._stale += 1
-        return patience is not None and self._stale >= patience
+        return self._patience is not None and self._stale >= self._patience
 
 
 class _Meter:
     """Runs steps and keeps their metrics on the devices until someone looks."""
 
-    def __init__(self, log_every: int, progress: Progress, writers: Sequence[Writer]):
+    def __init__(self, progress: Progress, writers: Sequence[Writer]):
         self._progress, self._writers = progress, writers
         self._pending: list[_Done] = []
         self._shapes: set[str] = set()

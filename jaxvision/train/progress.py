@@ -8,12 +8,13 @@ __all__ = ["Progress"]
 
 
 class Progress:
-    """A tqdm bar if standard error is a terminal; lines on standard output otherwise, and for messages always."""
+    """A tqdm bar with messages above it if standard error is a terminal; plain lines on standard output otherwise.
+    ``quiet`` says nothing: for all hosts but the first."""
 
-    def __init__(self, *, start: int, total: int):
+    def __init__(self, *, start: int, total: int, quiet: bool = False):
         self._start, self._total, self._began = start, total, time.perf_counter()
-        self._bar = None
-        if sys.stderr.isatty():
+        self._quiet, self._bar = quiet, None
+        if sys.stderr.isatty() and not quiet:
             from tqdm import tqdm
 
             self._bar = tqdm(total=total, initial=start, dynamic_ncols=True, unit="step")
@@ -27,14 +28,14 @@ class Progress:
         text = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
         if self._bar is not None:
             self._bar.set_postfix_str(text)
-            return
-        left = (time.perf_counter() - self._began) / (step - self._start) * (self._total - step)
-        print(f"step {step}/{self._total}  eta {_clock(left)}  {text}", flush=True)
+        elif not self._quiet:
+            left = (time.perf_counter() - self._began) / (step - self._start) * (self._total - step)
+            print(f"step {step}/{self._total}  eta {_clock(left)}  {text}", flush=True)
 
     def say(self, message: str) -> None:
         if self._bar is not None:
-            self._bar.write(message)
-        else:
+            self._bar.write(message, file=sys.stderr)
+        elif not self._quiet:
             print(message, flush=True)
 
     def not_counted(self, seconds: float) -> None:

@@ -149,8 +149,12 @@ def test_batches_that_end_and_other_configs(tmp_path, capsys):
 
     with pytest.raises(ValueError, match="ended before step 7"):
         run(tmp_path, 20, batches=Few())
-    run(tmp_path, 8, config={"steps": 8})
+    run(tmp_path, 8, config={"steps": 8, "size": (1, 2)})
     assert "steps was 20 when the checkpoint was written, is 8 now" in capsys.readouterr().out
+    run(tmp_path, 9, config={"steps": 8, "size": (1, 2)})
+    assert "note" not in capsys.readouterr().out
+    with pytest.raises(TypeError, match="JSON"):
+        run(tmp_path / "b", 9, config={"rate": RATE})
 
 
 def test_new_shapes_are_announced(tmp_path, capsys):
