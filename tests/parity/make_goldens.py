@@ -62,8 +62,8 @@ def classifier(name: str) -> dict[str, np.ndarray]:
     return {key: value.astype(np.float32) for key, value in golden.items()}
 
 
-def detector() -> dict[str, np.ndarray]:
-    height, width = 256, 320
+def detector(height: int, width: int) -> dict[str, np.ndarray]:
+    """100 detections in the top left part of the image; torchvision pads it to multiples of 32 itself."""
     model = torchvision.models.detection.maskrcnn_resnet50_fpn(
         weights=None, weights_backbone=None, num_classes=91, min_size=height, max_size=width
     )
@@ -71,19 +71,16 @@ def detector() -> dict[str, np.ndarray]:
     kept = []
     model.roi_heads.register_forward_hook(lambda module, args, output: kept.append(dict(output[0][0])))
     with torch.no_grad():
-        (final,) = model(list(nchw(fill.images(1, height, width))))
+        (final,) = model(list(nchw(fill.images(1, 256, 320)[:, :height, :width])))
     (raw,) = kept  # copied, as torchvision then puts the pasted masks into the same dict
     assert len(raw["scores"]) == 100
+    golden = {key: raw[key].numpy() for key in ("boxes", "scores", "labels")}
+    if (height, width) != (256, 320):
+        return golden
     areas = (raw["boxes"][:, 2:] - raw["boxes"][:, :2]).prod(1).numpy()
     pasted = np.argsort(areas)[[5, 30, 60]]
-    return {
-        "boxes": raw["boxes"].numpy(),
-        "scores": raw["scores"].numpy(),
-        "labels": raw["labels"].numpy(),
-        "masks": raw["masks"].numpy()[:, 0],
-        "pasted_index": pasted,
-        "pasted": final["masks"].numpy()[pasted, 0],
-    }
+    golden |= {"pasted_index": pasted, "pasted": final["masks"].numpy()[pasted, 0]}
+    return {**golden, "masks": raw["masks"].numpy()[:, 0]}
 
 
 def names(model: str) -> str:
@@ -99,7 +96,8 @@ def main() -> None:
     torch.set_num_threads(2)
     for name in FEATURES:
         np.savez_compressed(OUT / f"{name}.npz", **classifier(name))
-    np.savez_compressed(OUT / "maskrcnn_resnet50_fpn.npz", **detector())
+    np.savez_compressed(OUT / "maskrcnn_resnet50_fpn.npz", **detector(256, 320))
+    np.savez_compressed(OUT / "maskrcnn_resnet50_fpn_padded.npz", **detector(240, 300))
 
 
 if __name__ == "__main__":

@@ -6,27 +6,40 @@ import fill  # pytest puts this folder on the path
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 
 import jaxvision as jv
 from jaxvision.ops import masks
+from jaxvision.weights.convert import template
 
 GOLDENS = Path(__file__).parent / "goldens"
 SIZE = (256, 320)
 
 
 @pytest.fixture(scope="module")
-def pair():
-    """The golden, and our detections of the same image with the same weights."""
+def detect():
+    """Our detections, with the golden's weights, in the top left part of its image; the rest is padding."""
     model = jv.get_model("maskrcnn_resnet50_fpn", num_classes=90)
     images = fill.normalise(fill.images(1, *SIZE))
-    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
-    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
-    keys = jv.to_torch(model, zeros)
+    zeros = {path: np.broadcast_to(np.float32(0), leaf.shape) for path, leaf in template(model).items()}
+    keys = jv.to_torch(model, unflatten_dict(zeros))
     state = {key: fill.fill(key, value.shape, fill.DETECTOR_GAINS) for key, value in keys.items()}
     variables = jv.from_torch(model, state)
-    sizes = np.array([SIZE], np.float32)
-    found = jax.jit(lambda v, x: model.apply(v, x, sizes, method="detect"))(variables, images)
-    return dict(np.load(GOLDENS / "maskrcnn_resnet50_fpn.npz")), jax.tree.map(lambda x: np.asarray(x)[0], found)
+    compiled = jax.jit(lambda v, x, sizes: model.apply(v, x, sizes, method="detect"))
+
+    def run(height, width):
+        padded = np.zeros_like(images)
+        padded[:, :height, :width] = images[:, :height, :width]
+        found = compiled(variables, padded, np.array([[height, width]], np.float32))
+        return jax.tree.map(lambda x: np.asarray(x)[0], found)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def pair(detect):
+    """The golden of the whole image, and our detections."""
+    return dict(np.load(GOLDENS / "maskrcnn_resnet50_fpn.npz")), detect(*SIZE)
 
 
 def iou(a, b):
@@ -52,6 +65,13 @@ def test_the_same_detections(pair):
     near = (overlap > 0.99) & (np.abs(found.scores[row] - golden["scores"]) < 1e-3)
     near &= np.abs(found.masks[row] - golden["masks"]).max((1, 2)) < 1 / 255
     assert len(set(row[near])) >= 98
+
+
+def test_the_same_detections_in_a_padded_image(detect):
+    golden, found = dict(np.load(GOLDENS / "maskrcnn_resnet50_fpn_padded.npz")), detect(240, 300)
+    row, overlap = partners(golden, found)
+    near = (overlap > 0.99) & (np.abs(found.scores[row] - golden["scores"]) < 1e-3)
+    assert found.valid.sum() == 100 and len(set(row[near])) >= 98
 
 
 def test_pasted_masks(pair):
