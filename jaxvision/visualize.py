@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from jaxvision.typing import Array, Bool, Detections, Float, Int, Targets
 
-__all__ = ["class_color", "draw_boxes", "draw_detections", "draw_masks", "draw_targets", "grid"]
+__all__ = ["class_color", "draw_boxes", "draw_classes", "draw_detections", "draw_masks", "draw_targets", "grid"]
 
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
@@ -99,9 +99,13 @@ def draw_detections(
     *,
     names: Sequence[str] | None = None,
     min_score: float = 0.5,
-    scale: int = 1,
+    scale: int | None = None,
 ) -> np.ndarray:
-    """The detections of one image that are valid and reach ``min_score``: masks, boxes, classes, scores."""
+    """The detections of one image that are valid and reach ``min_score``: masks, boxes, classes, scores.
+
+    scale: None enlarges a small image until text fits beside its objects.
+    """
+    scale = _readable(image) if scale is None else scale
     shown = np.flatnonzero(np.asarray(detections.valid) & (np.asarray(detections.scores) >= min_score))
     boxes, scores, labels = (np.asarray(x)[shown] for x in detections[:3])
     picture = _enlarged(image, scale)
@@ -124,6 +128,38 @@ def draw_targets(image: Array, targets: Targets, *, names: Sequence[str] | None 
     return draw_boxes(picture, boxes * scale, labels=labels, names=names)
 
 
+def draw_classes(
+    image: Array,
+    probabilities: Float[Array, " c"],
+    *,
+    names: Sequence[str] | None = None,
+    top: int = 5,
+    scale: int | None = None,
+) -> np.ndarray:
+    """An image with its ``top`` most probable classes beside it, as bars. scale: as in ``draw_detections``."""
+    picture = _enlarged(image, _readable(image) if scale is None else scale)
+    probabilities = np.asarray(probabilities, np.float64)
+    best = np.argsort(-probabilities, kind="stable")[:top].tolist()
+    row, width = 44, 280
+    panel = Image.new("RGB", (width, row * len(best) + 8), "white")
+    draw, font = ImageDraw.Draw(panel), ImageFont.load_default(15)
+    for i, label in enumerate(best):
+        name, percent = _name(label, names), f"{100 * probabilities[label]:.1f}%"
+        room = width - 24 - draw.textlength(percent, font)
+        while draw.textlength(name, font) > room and len(name) > 1:
+            name = name.removesuffix("…")[:-1] + "…"
+        top_edge, end = 8 + i * row, 8 + round((width - 16) * float(np.clip(probabilities[label], 0, 1)))
+        draw.text((8, top_edge), name, fill=(20, 20, 20), font=font)
+        draw.text((width - 8, top_edge), percent, fill=(90, 90, 90), font=font, anchor="ra")
+        draw.rectangle((8, top_edge + 21, width - 9, top_edge + 28), fill=(235, 235, 235))
+        draw.rectangle((8, top_edge + 21, max(end, 10), top_edge + 28), fill=class_color(label))
+    height = max(picture.shape[0], panel.height)
+    canvas = Image.new("RGB", (picture.shape[1] + width, height), "white")
+    canvas.paste(Image.fromarray(picture), (0, (height - picture.shape[0]) // 2))
+    canvas.paste(panel, (picture.shape[1], (height - panel.height) // 2))
+    return np.asarray(canvas)
+
+
 def grid(images: Sequence[Array], *, columns: int | None = None, gap: int = 6) -> np.ndarray:
     """Pictures side by side on white, row by row; smaller ones are centred. columns: about square if None.
 
@@ -142,6 +178,11 @@ def grid(images: Sequence[Array], *, columns: int | None = None, gap: int = 6) -
         left = gap + i % columns * (width + gap) + (width - w) // 2
         canvas[top : top + h, left : left + w] = image
     return canvas
+
+
+def _readable(image: Array) -> int:
+    """The scale at which the shorter side has 360 pixels; at most 8."""
+    return max(1, min(8, math.ceil(360 / max(1, min(np.shape(image)[:2])))))
 
 
 def _enlarged(image: Array, scale: int) -> np.ndarray:
@@ -168,13 +209,16 @@ def _on_picture(box: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, 
 def _tag(i: int, labels: Array | None, scores: Array | None, names: Sequence[str] | None) -> str:
     words = []
     if labels is not None:
-        label = int(labels[i])
-        if names is not None and not 0 <= label < len(names):
-            raise ValueError(f"label {label} has no name among {len(names)}")
-        words.append(str(label) if names is None else names[label])
+        words.append(_name(int(labels[i]), names))
     if scores is not None:
         words.append(f"{100 * float(scores[i]):.0f}%")
     return " ".join(words)
+
+
+def _name(label: int, names: Sequence[str] | None) -> str:
+    if names is not None and not 0 <= label < len(names):
+        raise ValueError(f"label {label} has no name among {len(names)}")
+    return str(label) if names is None else names[label]
 
 
 def _draw_tag(

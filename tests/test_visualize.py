@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from jaxvision.typing import Detections, Targets
-from jaxvision.visualize import class_color, draw_boxes, draw_detections, draw_masks, draw_targets, grid
+from jaxvision.visualize import class_color, draw_boxes, draw_classes, draw_detections, draw_masks, draw_targets, grid
 
 GREY = np.full((64, 96, 3), 128, np.uint8)
 
@@ -112,6 +112,23 @@ def test_detections_and_targets():
     picture = draw_targets(GREY, targets, names=["cat"], scale=2)
     assert picture.shape == (128, 192, 3) and near_color(picture, 0).any()
     assert not near_color(picture, 1).any()
+
+
+def test_small_pictures_are_enlarged_by_default():
+    nothing = Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int), np.zeros(0, bool))
+    assert draw_detections(np.zeros((128, 128, 3), np.uint8), nothing).shape == (384, 384, 3)
+    assert draw_detections(np.zeros((480, 640, 3), np.uint8), nothing).shape == (480, 640, 3)
+
+
+def test_classes_beside_the_image():
+    probabilities = np.array([0.1, 0.6, 0.0, 0.3])
+    picture = draw_classes(GREY, probabilities, names=["a", "b" * 90, "c", "d"], top=3, scale=1)
+    assert picture.shape[1] == 96 + 280 and (picture[:, :96] == 128).all(-1).sum() == 64 * 96
+    lengths = [near_color(picture, label).any(0).sum() for label in (1, 3, 0)]
+    np.testing.assert_allclose(np.array(lengths) / lengths[0], [1, 0.5, 1 / 6], atol=0.02)
+    assert not near_color(picture, 2).any()
+    rows = [np.nonzero(near_color(picture, label))[0].mean() for label in (1, 3, 0)]
+    assert rows == sorted(rows)
 
 
 def test_grid():

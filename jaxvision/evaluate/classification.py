@@ -1,12 +1,14 @@
 """Accuracy as (total, count) states that are merged by addition and divided once, at the end."""
 
+import functools
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from jaxvision.typing import Array, Bool, Float, Int
 
-__all__ = ["Mean", "top_k"]
+__all__ = ["Mean", "mean", "merge", "top_k"]
 
 
 class Mean(NamedTuple):
@@ -23,7 +25,18 @@ class Mean(NamedTuple):
         return float(self.total) / float(self.count) if self.count else float("nan")
 
 
-def top_k(logits: Float[Array, "b c"], labels: Int[Array, " b"], valid: Bool[Array, " b"], *, k: int) -> Mean:
+def merge(states: Iterable[Mean]) -> Mean:
+    """The state of all parts together."""
+    return functools.reduce(Mean.merge, states, Mean())
+
+
+def mean(values: Float[Array, " b"], valid: Bool[Array, " b"]) -> Mean:
+    """The state of a figure that every row has, over the rows where ``valid``; what the others hold, NaN included, is
+    ignored. Gradients flow to the values that are counted."""
+    return Mean(jnp.sum(jnp.where(valid, values, 0)), jnp.sum(jnp.asarray(valid), dtype=jnp.float32))
+
+
+def top_k(logits: Float[Array, "b c"], labels: Int[Array, " b"], valid: Bool[Array, " b"], k: int) -> Mean:
     """How many labels are among the ``k`` highest logits, over the rows where ``valid``.
 
     Of equal logits the lower class comes first, as in ``jax.lax.top_k``. A row with a NaN, or with a label outside

@@ -56,13 +56,14 @@ def to_results(
 
 def average_precision(
     ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], *, iou_type: str = "bbox"
-) -> dict[str, Any]:
+) -> dict[str, float]:
     """COCO's average precision and recall as fractions, over all images of ``ground_truth``.
 
     ground_truth: a COCO dataset (``images``, ``annotations``, ``categories``). iou_type: ``bbox``, ``segm`` or
     ``keypoints``. Keys: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl (for keypoints: AP, AP50, AP75,
-    APm, APl, AR, ARm, ARl), and ``per_class``, AP by category name. NaN where there is nothing to find; without results
-    everything else is 0. Keypoint sigmas are COCO's for 17 points, otherwise the category's own ``sigmas`` or 0.05.
+    APm, APl, AR, ARm, ARl), and ``AP/<category name>`` of each class. NaN where there is nothing to find; without
+    results everything else is 0. Keypoint sigmas are the category's own ``sigmas``, else COCO's for 17 points, else
+    0.05.
     Raises: ValueError for another ``iou_type``, or results for images that are not in ``ground_truth``.
     """
     from pycocotools.coco import COCO
@@ -168,7 +169,7 @@ def _sigmas(categories: Sequence[Mapping[str, Any]]) -> np.ndarray:
     return standard if points == len(standard) else np.full(points, 0.05)
 
 
-def _summary(evaluation: Any) -> dict[str, Any]:
+def _summary(evaluation: Any) -> dict[str, float]:
     params = evaluation.params
     precision = evaluation.eval["precision"]  # [IoU, recall, class, area, most detections]; -1 where nothing is to find
     recall = evaluation.eval["recall"]  # [IoU, class, area, most detections]
@@ -181,7 +182,7 @@ def _summary(evaluation: Any) -> dict[str, Any]:
         return int(np.argmin(np.abs(params.iouThrs - iou)))
 
     areas = {name[0]: i for i, name in enumerate(params.areaRngLbl) if name != "all"}
-    summary: dict[str, Any] = {
+    summary = {
         "AP": mean(precision[:, :, :, 0, -1]),
         "AP50": mean(precision[at(0.5), :, :, 0, -1]),
         "AP75": mean(precision[at(0.75), :, :, 0, -1]),
@@ -193,7 +194,6 @@ def _summary(evaluation: Any) -> dict[str, Any]:
         summary |= {f"AR{most}": mean(recall[:, :, 0, i]) for i, most in enumerate(params.maxDets)}
     summary |= {f"AR{letter}": mean(recall[:, :, i, -1]) for letter, i in areas.items()}
     names = {category["id"]: category["name"] for category in evaluation.cocoGt.dataset["categories"]}
-    summary["per_class"] = {
-        names[identifier]: mean(precision[:, :, i, 0, -1]) for i, identifier in enumerate(params.catIds)
-    }
+    for i, identifier in enumerate(params.catIds):
+        summary[f"AP/{names[identifier]}"] = mean(precision[:, :, i, 0, -1])
     return summary

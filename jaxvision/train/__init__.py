@@ -1,0 +1,35 @@
+"""Training as composition: gradient functions and their transforms, a pure step, devices, checkpoints, a loop."""
+
+from jaxvision.train.checkpoint import Checkpointer, Restored, load_variables
+from jaxvision.train.loop import Batches, NonFiniteLossError, fit
+from jaxvision.train.optim import matching, optimizer, scale_learning_rate, schedule
+from jaxvision.train.parallel import AXIS, Parallel, parallelize
+from jaxvision.train.state import TrainState, create_state, state_variables
+from jaxvision.train.step import accumulate, make_train_step, mean_over, value_and_grads
+from jaxvision.train.writers import JsonlWriter, TensorBoardWriter, Writer
+
+__all__ = [
+    "AXIS",
+    "Batches",
+    "Checkpointer",
+    "JsonlWriter",
+    "NonFiniteLossError",
+    "Parallel",
+    "Restored",
+    "TensorBoardWriter",
+    "TrainState",
+    "Writer",
+    "accumulate",
+    "create_state",
+    "fit",
+    "load_variables",
+    "make_train_step",
+    "matching",
+    "mean_over",
+    "optimizer",
+    "parallelize",
+    "scale_learning_rate",
+    "schedule",
+    "state_variables",
+    "value_and_grads",
+]

@@ -78,8 +78,9 @@ def fit(
     state: a fresh one, from ``create_state``; it is replaced by the newest checkpoint's if there is one.
     batches: give host batches; the loop transfers them while the devices work. The key ``image_ids`` is kept back for
     error messages and does not reach the step.
-    evaluate: called every ``eval_every`` steps and at the end; its values are logged and, where ``best_metric`` names
-    one of them (higher is better; ``-name`` for lower), the best state is kept in the checkpointer's ``best``.
+    evaluate: called every ``eval_every`` steps and at the end; its values are logged (details, such as ``bbox/AP/cat``
+    with two slashes, to the writers only) and, where ``best_metric`` names one of them (higher is better; ``-name`` for
+    lower), the best state is kept in the checkpointer's ``best``.
     patience: stop after so many evaluations in a row without a better value.
     Metrics come to the host every ``log_every`` steps and before each evaluation and checkpoint: the mean over the
     steps since the last time.
@@ -246,7 +247,7 @@ class _Meter:
         self._reset()
 
     def record_evaluation(self, step: int, values: Mapping[str, float], seconds: float) -> None:
-        text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        text = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if name.count("/") < 2)
         self._progress.say(f"evaluation at step {step} ({seconds:.1f} s): {text}")
         self._write(step, values)
         self._not_counted(seconds)
