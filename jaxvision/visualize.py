@@ -181,8 +181,8 @@ def grid(images: Sequence[Array], *, columns: int | None = None, gap: int = 6) -
 
 
 def _readable(image: Array) -> int:
-    """The scale at which the shorter side has 360 pixels; at most 8."""
-    return max(1, min(8, math.ceil(360 / max(1, min(np.shape(image)[:2])))))
+    """The scale at which the shorter side has about 360 pixels; at most 8."""
+    return max(1, min(8, round(360 / max(1, min(np.shape(image)[:2])))))
 
 
 def _enlarged(image: Array, scale: int) -> np.ndarray:
