@@ -30,15 +30,22 @@ def threshold_match(
     count, n = similarity.shape
     if count == 0:
         return jnp.full(n, BACKGROUND, jnp.int32)
-    valid = jnp.asarray(valid)[:, None]
-    similarity = jnp.where(valid, lax.stop_gradient(similarity), -jnp.inf)
-    best = jnp.max(similarity, axis=0)
-    index = lax.broadcasted_iota(jnp.int32, similarity.shape, 0)
-    nearest = jnp.min(jnp.where(similarity == best[None], index, count - 1), axis=0)  # an argmax that vectorises
+    similarity = jnp.where(jnp.asarray(valid)[:, None], lax.stop_gradient(similarity), -jnp.inf)
+
+    def next_object(state, row):
+        best, nearest, unsurpassed = state
+        index, similarity = row
+        unsurpassed |= (similarity == jnp.max(similarity, initial=-jnp.inf)) & (similarity > -jnp.inf)
+        nearest = jnp.where(similarity > best, index, nearest)
+        return (jnp.maximum(best, similarity), nearest, unsurpassed), None
+
+    # A loop over objects, because on CPU reductions over them are slow and recompute the overlaps.
+    start = (jnp.full(n, -jnp.inf, similarity.dtype), jnp.zeros(n, jnp.int32), jnp.zeros(n, bool))
+    objects = jnp.arange(count, dtype=jnp.int32)
+    (best, nearest, unsurpassed), _ = lax.scan(next_object, start, (objects, similarity))
     match = jnp.where(best < low, BACKGROUND, jnp.where(best < high, IGNORED, nearest))
-    if allow_low_quality and n > 0:
-        unsurpassed = valid & (similarity == jnp.max(similarity, axis=1, keepdims=True))
-        match = jnp.where(jnp.any(unsurpassed, axis=0), nearest, match)
+    if allow_low_quality:
+        match = jnp.where(unsurpassed, nearest, match)
     return match.astype(jnp.int32)
 
 

@@ -137,16 +137,14 @@ def _relaxed_nms(boxes, scores, temperature, iou_threshold):
     order = jnp.argsort(-scores, stable=True)
     present = scores[order] > -jnp.inf
     boxes, scores = boxes[order], jnp.where(present, scores[order], 0)
-    better = soft_step(jnp.maximum(scores[None, :] - scores[:, None], 0), 0.0)
-    suppression = better * soft_step(pairwise(iou, boxes, boxes), iou_threshold)
+    better = soft_step(jnp.maximum(scores[:, None] - scores[None, :], 0), 0.0)
+    suppression = better * soft_step(pairwise(iou, boxes, boxes), iou_threshold)  # row j: what box j does to others
 
-    def keep_next(keep, row):
-        position, suppression, present = row
-        kept = jnp.where(present, jnp.prod(1 - suppression * keep), 0)
-        return keep.at[position].set(kept.astype(keep.dtype)), None
+    def suppress_worse(keep, row):
+        box, suppression = row
+        return keep * (1 - keep[box] * suppression), None
 
-    rows = (jnp.arange(len(scores)), suppression, present)
-    keep, _ = lax.scan(keep_next, jnp.zeros_like(scores), rows)
+    keep, _ = lax.scan(suppress_worse, present.astype(scores.dtype), (jnp.arange(len(scores)), suppression))
     return keep[jnp.argsort(order)]
 
 
@@ -158,16 +156,18 @@ def _hard_nms(boxes, scores, labels, iou_threshold, max_output):
         return _nothing(max_output)
     boxes, scores = lax.stop_gradient((boxes, scores))
     boxes = boxes.astype(jnp.promote_types(boxes.dtype, jnp.float32))
-    labels = jnp.zeros(n, jnp.int32) if labels is None else labels
     threshold = _rounded_down(iou_threshold, boxes.dtype)
 
     tile = min(TILE, n)
     padded = -(-n // tile) * tile
     present = scores > -jnp.inf
     order = jnp.argsort(jnp.where(present, -scores, jnp.inf), stable=True)
-    alive, boxes, labels = (
-        jnp.pad(x[order], [(0, padded - n)] + [(0, 0)] * (x.ndim - 1)) for x in (present, boxes, labels)
-    )
+
+    def sorted_and_padded(x):
+        return jnp.pad(x[order], [(0, padded - n)] + [(0, 0)] * (x.ndim - 1))
+
+    boxes, alive = sorted_and_padded(boxes), sorted_and_padded(present)
+    labels = None if labels is None else sorted_and_padded(labels)
     earlier = jnp.arange(tile)[:, None] < jnp.arange(tile)[None, :]
 
     def at(x, start):
@@ -175,8 +175,8 @@ def _hard_nms(boxes, scores, labels, iou_threshold, max_output):
 
     def hits(i, j):
         """[tile, tile]: would the boxes from ``i`` on suppress those from ``j`` on?"""
-        same = at(labels, i)[:, None] == at(labels, j)[None, :]
-        return same & (pairwise(iou, at(boxes, i), at(boxes, j)) > threshold)
+        overlap = pairwise(iou, at(boxes, i), at(boxes, j)) > threshold
+        return overlap if labels is None else overlap & (at(labels, i)[:, None] == at(labels, j)[None, :])
 
     def next_tile(state):
         start, alive, count = state
@@ -186,13 +186,17 @@ def _hard_nms(boxes, scores, labels, iou_threshold, max_output):
 
         candidates = lax.fori_loop(0, start // tile, thin, at(alive, start))
         kept = _resolve(hits(start, start) & earlier, candidates)
-        return start + tile, lax.dynamic_update_slice_in_dim(alive, kept, start, 0), count + jnp.sum(kept)
+        return (
+            start + tile,
+            lax.dynamic_update_slice_in_dim(alive, kept, start, 0),
+            count + jnp.sum(kept, dtype=jnp.int32),
+        )
 
     def unfinished(state):
         start, _, count = state
         return (start < padded) & (count < max_output)
 
-    end, kept, _ = lax.while_loop(unfinished, next_tile, (0, alive, 0))
+    end, kept, _ = lax.while_loop(unfinished, next_tile, (jnp.int32(0), alive, jnp.int32(0)))
     kept = kept & (jnp.arange(padded) < end)
     rank = jnp.searchsorted(jnp.cumsum(kept, dtype=jnp.int32), jnp.arange(1, max_output + 1, dtype=jnp.int32))
     valid = rank < padded
