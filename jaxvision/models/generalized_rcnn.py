@@ -323,7 +323,7 @@ def _resnet50_fpn(num_classes, mask_head, *, frozen_norm=True, norm_epsilon=1e-5
 
 
 @register(task="detection")
-def maskrcnn_small(*, num_classes: int, axis_name: str | None = None) -> GeneralizedRCNN:
+def maskrcnn_small(*, num_classes: int, axis_name: str | None = None, **options) -> GeneralizedRCNN:
     """A Mask R-CNN that trains from scratch on two CPU cores in minutes: 128-pixel images, objects of 12 to 64 pixels.
 
     Every part is the full model's, only narrower and with fewer regions.

@@ -76,10 +76,13 @@ def accumulate(grad_fn: GradFn, n: int, *, unroll: int = 1) -> GradFn:
 
 def mean_over(grad_fn: GradFn, axis_name: str) -> GradFn:
     """Average gradients, float metrics and float model state over a mapped axis (``pmap``, ``vmap``, ``shard_map``);
-    integer metrics (counts) are added. Each member gets its own key."""
+    integer metrics (counts) are added.
+
+    All members get the same key, so that a loss can draw what it would draw on one device: it folds in the number of
+    each example in the whole batch, or at least ``lax.axis_index(axis_name)``.
+    """
 
     def averaged(params: Any, model_state: Any, batch: Any, key: jax.Array):
-        key = jax.random.fold_in(key, lax.axis_index(axis_name))
         grads, metrics, model_state = grad_fn(params, model_state, batch, key)
         metrics = jax.tree.map(lambda x: lax.pmean(x, axis_name) if _is_float(x) else lax.psum(x, axis_name), metrics)
         model_state = jax.tree.map(lambda x: lax.pmean(x, axis_name) if _is_float(x) else x, model_state)

@@ -156,16 +156,19 @@ def test_mean_over_and_accumulate_compose():
     np.testing.assert_array_equal(statistics[0], statistics[1])
 
 
-def test_mean_over_gives_each_member_its_own_key():
-    def loss_fn(params, model_state, batch, key):
-        draw = jax.random.normal(key)
-        return draw, ({"square": draw**2}, model_state)
+def test_mean_over_lets_a_loss_draw_as_on_one_device():
+    def noise(key, numbers):
+        return jax.vmap(lambda number: jax.random.normal(jax.random.fold_in(key, number)))(numbers)
 
-    grad_fn = mean_over(value_and_grads(loss_fn), "data")
-    _, metrics, _ = jax.vmap(grad_fn, in_axes=(None, None, 0, None), axis_name="data")(
-        {}, {}, jnp.zeros(2), jax.random.key(0)
-    )
-    assert metrics["square"][0] > metrics["loss"][0] ** 2 + 1e-6  # variance over the members
+    def loss_fn(params, model_state, batch, key):
+        return jnp.mean(jnp.square(params["w"] * noise(key, batch))), ({}, model_state)
+
+    params, numbers, key = {"w": jnp.ones(())}, jnp.arange(4), jax.random.key(0)
+    whole, _, _ = value_and_grads(loss_fn)(params, {}, numbers, key)
+    parts, _, _ = jax.vmap(
+        mean_over(value_and_grads(loss_fn), "data"), in_axes=(None, None, 0, None), axis_name="data"
+    )(params, {}, numbers.reshape(2, 2), key)
+    np.testing.assert_allclose(parts["w"], jnp.full(2, whole["w"]), rtol=1e-6)
 
 
 @pytest.mark.parametrize("tx", [TX, optimizer("adamw", learning_rate=1e-3, clip_norm=1.0)])

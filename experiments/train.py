@@ -1,0 +1,132 @@
+"""Train a model: ``python experiments/train.py CONFIG [overrides]``, evaluate it and draw what it predicts.
+
+CONFIG is a module of ``experiments/configs``; ``--help`` lists them, ``CONFIG --help`` every field. The run lives in
+``--output``: config.json, metrics.jsonl, TensorBoard events, checkpoints, results.json, pictures. Stop it in any way and
+start it with the same command: it goes on from its last checkpoint.
+"""
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script from anywhere
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import tyro
+from PIL import Image
+
+import jaxvision as jv
+from experiments import classification, detection
+from experiments.config import Config, available, to_json, use_compilation_cache
+from jaxvision import train
+from jaxvision.registry import model_task
+from jaxvision.typing import Array, Key, Variables
+
+
+def run(config: Config) -> dict[str, float]:
+    """Train (or go on), evaluate the best parameters on all validation images, write results and pictures."""
+    task = {"detection": detection, "classification": classification}[model_task(config.model)]
+    train_source, val_source = task.sources(config)
+    categories = train_source.categories
+    print(f"{len(train_source)} training and {len(val_source)} validation images, {len(categories)} classes")
+    print(f"compiles for one input shape: {config.batch_size} x {config.image_size[0]} x {config.image_size[1]}")
+
+    axis_name = train.AXIS if config.parallel == "pmap" else None
+    model = jv.get_model(config.model, num_classes=len(categories), axis_name=axis_name, **config.model_options)
+    # For evaluation and initialisation, which run outside pmap. The parameters are the same.
+    plain = jv.get_model(config.model, num_classes=len(categories), **config.model_options)
+    key = jax.random.key(config.seed)
+    variables = initial_variables(config, plain, len(categories), key)
+
+    wanted = config.optimizer
+    schedule = train.schedule(
+        wanted.schedule,
+        learning_rate=wanted.learning_rate,
+        total_steps=config.steps,
+        warmup_steps=wanted.warmup_steps,
+        milestones=wanted.milestones,
+    )
+    tx = train.optimizer(
+        wanted.name,
+        learning_rate=schedule,
+        momentum=wanted.momentum,
+        weight_decay=wanted.weight_decay,
+        clip_norm=wanted.clip_norm,
+        freeze=wanted.freeze,
+    )
+    grad_fn = train.value_and_grads(task.loss_of(model), freeze=wanted.freeze)
+    if config.accumulate > 1:
+        grad_fn = train.accumulate(grad_fn, config.accumulate)
+    if axis_name is not None:
+        grad_fn = train.mean_over(grad_fn, axis_name)
+    step = train.make_train_step(grad_fn, tx, learning_rate=schedule, ema_decay=wanted.ema_decay)
+    parallel = train.parallelize(step, mode=config.parallel, devices=jax.devices()[: config.devices])
+
+    evaluate = task.evaluator(config, plain, val_source)
+    run_config = {**to_json(config), "categories": list(categories)}
+    checkpointer = train.Checkpointer(config.output / "checkpoints")
+    write_json(config.output / "config.json", run_config)
+    state = train.fit(
+        parallel,
+        train.create_state(key, variables, tx, ema=wanted.ema_decay is not None),
+        task.train_batches(config, train_source),
+        total_steps=config.steps,
+        checkpointer=checkpointer,
+        config=run_config,
+        checkpoint_every=config.checkpoint_every,
+        log_every=config.log_every,
+        eval_every=config.eval_every,
+        evaluate=lambda state: evaluate(train.state_variables(state), config.eval_images),
+        best_metric=config.best_metric,
+        writers=(train.JsonlWriter(config.output), train.TensorBoardWriter(config.output / "tensorboard")),
+    )
+    checkpointer.close()
+    variables = train.state_variables(state)
+    figures = evaluate(variables)
+    if jax.process_index() == 0:
+        write_json(config.output / "results.json", figures)
+        for name, picture in task.pictures(config, plain, variables, val_source, config.pictures):
+            path = config.output / "pictures" / f"{name}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(picture).save(path)
+    return figures
+
+
+def initial_variables(config: Config, model: nn.Module, num_classes: int, key: Key[Array, ""]) -> Variables:
+    """Fresh variables, or the configured weights with new layers where the classes differ."""
+    images = jnp.zeros((1, *config.image_size, 3))
+    if config.weights is not None:
+        return jv.load_weights(config.model, config.weights, num_classes=num_classes)
+    variables = jax.jit(model.init)(key, images)
+    if config.backbone_weights is not None:
+        name, _, weights = config.backbone_weights.partition("/")
+        backbone = jv.load_weights(model.backbone, jv.get_record(name, weights))
+        variables = {
+            collection: {**tree, "backbone": backbone[collection]} if "backbone" in tree else tree
+            for collection, tree in variables.items()
+        }
+    return variables
+
+
+def write_json(path: Path, values: Any) -> None:
+    path.write_text(json.dumps(values, indent=1) + "\n")
+
+
+def main() -> None:
+    logging.basicConfig(format="%(message)s")
+    use_compilation_cache()
+    config = tyro.extras.overridable_config_cli(available(), description=__doc__)
+    began = time.perf_counter()
+    figures = run(config)
+    for name, value in figures.items():
+        print(f"{name:28s} {value:.4f}")
+    print(f"{(time.perf_counter() - began) / 60:.1f} minutes; results and pictures are in {config.output}")
+
+
+if __name__ == "__main__":
+    main()

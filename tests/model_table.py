@@ -1,0 +1,35 @@
+"""One row a registered model: how many parameters the original has, and whether its behaviour is run (one or two a
+family; the others differ in depth alone, and ``eval_shape`` sees that)."""
+
+from typing import NamedTuple
+
+
+class Row(NamedTuple):
+    name: str
+    parameters: int | None  # with the default number of classes
+    source: str
+    size: int = 64  # side of the small input
+    run: bool = False
+    options: dict = {}
+
+
+TORCHVISION = "torchvision 0.29 meta['num_params']"
+TRAINABLE = "torchvision 0.29, weights_backbone=None (batch norm scales counted)"
+
+CLASSIFIERS = [
+    Row("squeezenet1_0", 1_248_424, TORCHVISION),
+    Row("squeezenet1_1", 1_235_496, TORCHVISION, run=True),
+    Row("resnet18", 11_689_512, TORCHVISION, run=True),
+    Row("resnet34", 21_797_672, TORCHVISION),
+    Row("resnet50", 25_557_032, TORCHVISION, run=True),
+    Row("resnet101", 44_549_160, TORCHVISION),
+    Row("resnet152", 60_192_808, TORCHVISION),
+]
+DETECTORS = [
+    Row("fasterrcnn_resnet50_fpn", 41_808_406, TRAINABLE),
+    Row("maskrcnn_resnet50_fpn", 44_454_513, TRAINABLE),
+    Row("fasterrcnn_fpn", 41_808_406, TRAINABLE),
+    Row("maskrcnn_fpn", 44_454_513, TRAINABLE),
+    Row("maskrcnn_small", None, "ours", size=128, run=True, options={"num_classes": 3}),
+]
+ROWS = CLASSIFIERS + DETECTORS

@@ -1,0 +1,159 @@
+"""Every registered model against the table: counts by ``eval_shape``, behaviour on small inputs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from model_table import CLASSIFIERS, DETECTORS, ROWS
+
+import jaxvision as jv
+
+
+def ids(rows):
+    return pytest.mark.parametrize("row", rows, ids=lambda row: row.name)
+
+
+def count(params):
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def inputs(row, batch=2):
+    return jax.random.normal(jax.random.key(1), (batch, row.size, row.size, 3))
+
+
+def randomised(variables):
+    """Batch statistics away from (0, 1), so that a model that ignores them is seen."""
+    stats = {
+        name: jax.tree.map(lambda leaf: jax.random.uniform(jax.random.key(leaf.size), leaf.shape, minval=0.5), tree)
+        for name, tree in variables.items()
+        if name != "params"
+    }
+    return {**variables, **stats}
+
+
+def targets(row, batch=2, objects=3):
+    boxes = jnp.array([[8.0, 10, 40, 50], [60, 20, 100, 60], [30, 70, 70, 120]])
+    rows, columns = jnp.arange(row.size)[:, None] + 0.5, jnp.arange(row.size)[None] + 0.5
+    inside = jax.vmap(lambda b: (b[0] <= columns) & (columns < b[2]) & (b[1] <= rows) & (rows < b[3]))(boxes)
+    tile = lambda x: jnp.tile(x[None], (batch,) + (1,) * x.ndim)
+    return jv.Targets(tile(boxes), tile(jnp.arange(objects) % 3), tile(jnp.ones(objects, bool)), tile(inside))
+
+
+def test_every_registered_model_has_a_row():
+    assert sorted(row.name for row in ROWS) == jv.list_models()
+    assert sorted(row.name for row in DETECTORS) == jv.list_models(task="detection")
+
+
+@ids([row for row in ROWS if row.parameters])
+def test_parameter_count(row):
+    model = jv.get_model(row.name)
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, row.size, row.size, 3)))
+    assert count(variables["params"]) == row.parameters, row.source
+
+
+@ids(ROWS)
+def test_module_is_its_own_configuration(row):
+    model = jv.get_model(row.name, **row.options)
+    assert hash(model) == hash(jv.get_model(row.name, **row.options))
+    assert model == model.clone()
+
+
+@ids([row for row in CLASSIFIERS if row.run])
+def test_classifier(row):
+    model, images = jv.get_model(row.name, num_classes=7), inputs(row)
+    variables = randomised(jax.jit(model.init)(jax.random.key(0), images))
+    logits, features = jax.jit(model.apply)(variables, images)
+    assert logits.shape == (2, 7) and bool(jnp.isfinite(logits).all())
+    assert tuple(features) == model.feature_names
+    for name, feature in features.items():
+        stride = 2 ** int(name[1:])
+        assert abs(feature.shape[1] - row.size / stride) <= 1, f"{name} is not at stride {stride}"
+    np.testing.assert_allclose(model.apply(variables, images)[0], logits, rtol=2e-4, atol=2e-4)
+
+    def loss(params):
+        rngs = {"dropout": jax.random.key(3)}
+        (logits, _), updates = model.apply(
+            {**variables, "params": params}, images, train=True, rngs=rngs, mutable=["batch_stats"]
+        )
+        return jnp.square(logits - jnp.arange(7.0)[None]).sum(), updates
+
+    grads, updates = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+    silent = [path for path, leaf in jax.tree.leaves_with_path(grads) if not jnp.any(leaf != 0)]
+    assert not silent, f"no gradient reaches {[jax.tree_util.keystr(path) for path in silent]}"
+    moved = jax.tree.map(lambda old, new: bool(jnp.any(old != new)), variables.get("batch_stats", {}), dict(updates).get("batch_stats", {}))
+    assert all(jax.tree.leaves(moved))
+    _, unchanged = model.apply(variables, images, mutable=["batch_stats"])
+    for old, new in zip(jax.tree.leaves(variables.get("batch_stats", {})), jax.tree.leaves(unchanged)):
+        np.testing.assert_array_equal(old, new)
+
+
+@ids([row for row in CLASSIFIERS if row.run])
+def test_backbone_without_head(row):
+    model, images = jv.get_model(row.name, num_classes=0), inputs(row)
+    (pooled, features), variables = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
+    assert pooled.shape == (2, features[model.feature_names[-1]].shape[-1])
+    assert not {"fc", "classifier_1"} & set(variables["params"])
+
+
+def test_dilation_keeps_the_map():
+    model = jv.get_model("resnet18", dilate=(False, True, True), num_classes=0)
+    (_, features), _ = jax.eval_shape(model.init_with_output, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    assert [features[name].shape[1] for name in model.feature_names] == [32, 16, 8, 8, 8]
+
+
+@ids([row for row in DETECTORS if row.run])
+def test_detector(row):
+    model, images = jv.get_model(row.name, **row.options), inputs(row)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    sizes = jnp.array([[row.size, row.size], [row.size / 2, row.size]])
+    found = jax.jit(lambda v, x, s: model.apply(v, x, s, method="detect"))(variables, images, sizes)
+    assert found.boxes.shape == (2, model.max_detections, 4)
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(found))
+    limits = jnp.concatenate([sizes[:, None, ::-1], sizes[:, None, ::-1]], axis=-1)
+    assert bool((found.boxes <= limits).all()) and bool((found.boxes >= 0).all())
+    padding = ~found.valid
+    assert bool(jnp.where(padding, found.labels == -1, found.labels >= 0).all())
+    assert bool(jnp.where(padding, found.scores == 0, found.scores > 0).all())
+    assert bool((jnp.diff(found.scores, axis=1) <= 0).all())
+    truth = targets(row)
+
+    def loss(params, truth):
+        (loss, metrics), _ = model.apply(
+            {**variables, "params": params}, images, truth, sizes, train=True, method="loss",
+            rngs={"sample": jax.random.key(2)}, mutable=["batch_stats"],
+        )  # fmt: skip
+        return loss, metrics
+
+    grad = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (total, metrics), grads = grad(variables["params"], truth)
+    assert np.isclose(total, sum(value for name, value in metrics.items() if name != "loss"))
+    silent = [path for path, leaf in jax.tree.leaves_with_path(grads) if not jnp.any(leaf != 0)]
+    assert not silent, f"no gradient reaches {[jax.tree_util.keystr(path) for path in silent]}"
+    empty = truth._replace(valid=jnp.zeros_like(truth.valid))  # images without objects
+    (total, metrics), grads = grad(variables["params"], empty)
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves((total, grads)))
+    assert metrics["loss_box"] == metrics["loss_mask"] == metrics["loss_rpn_box"] == 0
+
+
+def test_detection_reaches_back_to_the_pixels():
+    row = next(row for row in DETECTORS if row.run)
+    model, images = jv.get_model(row.name, score_threshold=0.0, **row.options), inputs(row, batch=1)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+
+    def parts(images):
+        found = model.apply(variables, images, method="detect")
+        return jnp.stack([found.scores[0, 0], found.boxes[0, 0].sum(), found.masks[0, 0].sum()])
+
+    for gradient in jax.jit(jax.jacrev(parts))(images):
+        assert bool(jnp.isfinite(gradient).all()) and bool(jnp.any(gradient != 0))
+
+
+def test_any_classifier_can_be_the_backbone():
+    model = jv.get_model("maskrcnn_fpn", backbone="squeezenet1_1", num_classes=3)
+    found, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), jnp.zeros((1, 96, 96, 3)))
+    assert found[0].masks.shape == (1, 100, 28, 28)
+
+
+def test_unknown_name_suggests():
+    with pytest.raises(ValueError, match="did you mean 'resnet50'"):
+        jv.get_model("resnet_50")
