@@ -86,7 +86,7 @@ def test_measure_gradients(x64, measure, mode):
             ours, theirs = (jax.jacrev(f, argument)(a, b) for f in (B.ciou, held))
             np.testing.assert_allclose(ours, theirs, atol=1e-10)
     else:
-        check_grads(measure, (a, b), order=2, modes=[mode])
+        check_grads(jax.jit(measure), (a, b), order=2, modes=[mode])
 
 
 def _size(boxes):
@@ -99,17 +99,22 @@ def test_degenerate_boxes_stay_finite(measure):
         value, arguments = B.area, (DEGENERATE,)
     else:
         value, arguments = (lambda a, b: B.pairwise(measure, a, b)), (DEGENERATE, DEGENERATE)
-    results = [value(*arguments), *jax.jacrev(value, tuple(range(len(arguments))))(*arguments)]
-    results += jax.jacfwd(jax.jacrev(lambda *a: value(*a).sum(), 0), (0,))(*arguments)
+    gradient = jax.grad(lambda *a: value(*a).sum(), tuple(range(len(arguments))))
+    gradient_and_curvature = jax.jit(lambda *a: jax.jvp(gradient, a, jax.tree.map(jnp.ones_like, a)))
+    results = jax.tree.leaves([value(*arguments), gradient_and_curvature(*arguments)])
     assert all(np.isfinite(r).all() for r in results)
 
 
 @pytest.mark.parametrize("measure", MEASURES, ids=lambda f: f.__name__)
 def test_transforms_dtypes_and_no_boxes(measure):
     a, b = random_boxes(4, 6), random_boxes(5, 6)
-    np.testing.assert_allclose(jax.jit(measure)(a, b), measure(a, b), atol=1e-6)
-    np.testing.assert_allclose(jax.vmap(measure)(a, b), measure(a, b), atol=1e-6)
-    np.testing.assert_allclose(B.pairwise(measure, a, b), measure(a[:, None].repeat(6, 1), b[None].repeat(6, 0)))
+    eager = measure(a, b)
+    np.testing.assert_allclose(jax.jit(measure)(a, b), eager, atol=1e-6)
+    np.testing.assert_allclose(jax.vmap(measure)(a, b), eager, atol=1e-6)
+    measure = jax.jit(measure)
+    np.testing.assert_allclose(
+        B.pairwise(measure, a, b), measure(a[:, None].repeat(6, 1), b[None].repeat(6, 0)), atol=1e-6
+    )
     assert measure(a, b).dtype == jnp.float32
     assert measure(a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)).dtype == jnp.bfloat16
     none = np.zeros((0, 4), np.float32)
@@ -130,10 +135,13 @@ any_box = st.tuples(coordinate, coordinate, side, side).map(
 full_box = any_box.map(lambda b: b + np.array([0, 0, 1, 1], np.float32))
 
 
+all_measures = jax.jit(lambda a, b: [f(a, b) for f in MEASURES])
+
+
 @settings(max_examples=60, deadline=None)
 @given(any_box, any_box)
 def test_laws_of_overlap(a, b):
-    overlap, generalised, distance, complete = (float(f(a, b)) for f in MEASURES)
+    overlap, generalised, distance, complete = (float(x) for x in all_measures(a, b))
     assert overlap == float(B.iou(b, a))
     assert 0 <= overlap <= 1
     assert -1 - 1e-6 <= generalised <= overlap + 1e-6
@@ -168,14 +176,15 @@ def test_code_by_hand():
 @pytest.mark.parametrize("mode", ["fwd", "rev"])
 def test_code_gradients(x64, mode):
     a, b = random_boxes(6, 5, np.float64), random_boxes(7, 5, np.float64)
-    check_grads(lambda a, b: B.encode(a, b, weights=(10, 10, 5, 5)), (a, b), order=2, modes=[mode])
+    check_grads(jax.jit(lambda a, b: B.encode(a, b, weights=(10, 10, 5, 5))), (a, b), order=2, modes=[mode])
     deltas = np.random.default_rng(8).normal(size=(5, 4))
-    check_grads(lambda d, b: B.decode(d, b, weights=(10, 10, 5, 5)), (deltas, b), order=2, modes=[mode])
+    check_grads(jax.jit(lambda d, b: B.decode(d, b, weights=(10, 10, 5, 5))), (deltas, b), order=2, modes=[mode])
 
 
 def test_code_of_degenerate_boxes_is_finite():
     anchors = DEGENERATE[::-1].copy()
     for function in (B.encode, B.decode):
+        function = jax.jit(function)
         assert np.isfinite(function(DEGENERATE, anchors)).all()
         assert all(np.isfinite(g).all() for g in jax.jacrev(function, (0, 1))(DEGENERATE, anchors))
     assert B.encode(DEGENERATE[:0], anchors[:0]).shape == B.decode(DEGENERATE[:0], anchors[:0]).shape == (0, 4)
