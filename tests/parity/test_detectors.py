@@ -78,5 +78,5 @@ def test_pasted_masks(pair):
     golden, found = pair
     row, _ = partners(golden, found)
     rows = row[golden["pasted_index"]]
-    pasted = masks.paste(found.masks[rows], found.boxes[rows], size=SIZE)
+    pasted = masks.paste(found.masks[rows], found.boxes[rows], image_size=SIZE)
     assert np.abs(pasted - golden["pasted"]).max() < 1 / 255
