@@ -30,7 +30,7 @@ def test_runs(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_both_forms_agree(path):
-    """If not: ``jupytext --to ipynb --execute notebooks/<name>.py``."""
+    """If not: ``jupytext --to ipynb notebooks/NAME.py && jupyter execute --inplace notebooks/NAME.ipynb``."""
     paired = path.with_suffix(".ipynb")
     text, executed = jupytext.read(path), nbformat.read(paired, as_version=4)
     assert [(c.cell_type, c.source) for c in text.cells] == [(c.cell_type, c.source) for c in executed.cells]
