@@ -42,7 +42,7 @@ def weighted_mean(
     values: Float[Array, "*n"],
     weights: Array,
     *,
-    count: Float[Array, ""] | None = None,
+    count: Array | None = None,
     axis_name: str | None = None,
 ) -> Float[Array, ""]:
     """``sum(values * weights) / count``, with ``count = sum(weights)`` by default; 0 where nothing counts.

@@ -21,7 +21,7 @@ CLASSIFIERS = [
     Row("squeezenet1_1", 1_235_496, TORCHVISION, run=True),
     Row("resnet18", 11_689_512, TORCHVISION, run=True),
     Row("resnet34", 21_797_672, TORCHVISION),
-    Row("resnet50", 25_557_032, TORCHVISION, run=True),
+    Row("resnet50", 25_557_032, TORCHVISION),
     Row("resnet101", 44_549_160, TORCHVISION),
     Row("resnet152", 60_192_808, TORCHVISION),
 ]

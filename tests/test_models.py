@@ -7,6 +7,7 @@ import pytest
 from model_table import CLASSIFIERS, DETECTORS, ROWS
 
 import jaxvision as jv
+from jaxvision.models.resnet import ResNet
 
 
 def ids(rows):
@@ -35,7 +36,10 @@ def targets(row, batch=2, objects=3):
     boxes = jnp.array([[8.0, 10, 40, 50], [60, 20, 100, 60], [30, 70, 70, 120]])
     rows, columns = jnp.arange(row.size)[:, None] + 0.5, jnp.arange(row.size)[None] + 0.5
     inside = jax.vmap(lambda b: (b[0] <= columns) & (columns < b[2]) & (b[1] <= rows) & (rows < b[3]))(boxes)
-    tile = lambda x: jnp.tile(x[None], (batch,) + (1,) * x.ndim)
+
+    def tile(x):
+        return jnp.tile(x[None], (batch,) + (1,) * x.ndim)
+
     return jv.Targets(tile(boxes), tile(jnp.arange(objects) % 3), tile(jnp.ones(objects, bool)), tile(inside))
 
 
@@ -80,11 +84,24 @@ def test_classifier(row):
     grads, updates = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
     silent = [path for path, leaf in jax.tree.leaves_with_path(grads) if not jnp.any(leaf != 0)]
     assert not silent, f"no gradient reaches {[jax.tree_util.keystr(path) for path in silent]}"
-    moved = jax.tree.map(lambda old, new: bool(jnp.any(old != new)), variables.get("batch_stats", {}), dict(updates).get("batch_stats", {}))
+    moved = jax.tree.map(
+        lambda old, new: bool(jnp.any(old != new)),
+        variables.get("batch_stats", {}),
+        dict(updates).get("batch_stats", {}),
+    )
     assert all(jax.tree.leaves(moved))
     _, unchanged = model.apply(variables, images, mutable=["batch_stats"])
     for old, new in zip(jax.tree.leaves(variables.get("batch_stats", {})), jax.tree.leaves(unchanged)):
         np.testing.assert_array_equal(old, new)
+
+
+def test_bottlenecks_train():
+    model, images = ResNet((1, 1, 1, 1), "bottleneck", num_classes=2, width=8), jnp.ones((2, 32, 32, 3))
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    grads = jax.jit(
+        jax.grad(lambda params: (model.apply({**variables, "params": params}, images)[0] * jnp.arange(2.0)[None]).sum())
+    )(variables["params"])
+    assert all(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(grads["layer4_0"]))
 
 
 @ids([row for row in CLASSIFIERS if row.run])

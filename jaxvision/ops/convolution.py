@@ -71,8 +71,6 @@ def conv_transpose(
     """
     strides, padding, dilation = pair(strides), pair(padding), pair(dilation)
     output_padding = pair(output_padding)
-    if x.shape[-1] != kernel.shape[2]:
-        raise ValueError(f"the input has {x.shape[-1]} channels, the kernel {kernel.shape} takes {kernel.shape[2]}")
     if any(op >= max(s, d) for op, s, d in zip(output_padding, strides, dilation)):
         raise ValueError(
             f"output_padding {output_padding} must be smaller than strides {strides} or dilation {dilation}"

@@ -80,7 +80,8 @@ class TensorBoardWriter:
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            if abs(value) < float("inf"):  # tensorboardX complains about NaN, a class without objects
+                self._writer.add_scalar(name, value, step)
 
     def image(self, step: int, name: str, image: Array) -> None:
         self._writer.add_image(name, image, step, dataformats="HWC")

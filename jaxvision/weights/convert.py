@@ -172,6 +172,7 @@ def _dtype(value: np.ndarray) -> Any:
 
 
 def misfit(module: nn.Module, missing: list[tuple[Path, str]], unused: list[str], misshapen: list[Misshapen]) -> str:
+    """The error text for a state dict that does not fit, with a remedy."""
     lines = [f"the state dict does not fit {type(module).__name__}:"]
     lines += [f"  missing: {key} (for {'/'.join(path)})" for path, key in missing]
     lines += [f"  unused: {key}" for key in unused]

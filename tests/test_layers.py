@@ -1,0 +1,98 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxvision.layers.fpn import FPN, enlarge_nearest
+from jaxvision.layers.norm import BatchNorm
+from jaxvision.layers.roi_heads import BoxHead, of_class
+
+
+def images(seed=0, shape=(4, 5, 6, 3)):
+    return jax.random.normal(jax.random.key(seed), shape) * 2 + 1
+
+
+def test_batch_norm_is_torchs():
+    """torch normalises by the biased variance and remembers the unbiased one."""
+    x, norm = images(), BatchNorm()
+    variables = norm.init(jax.random.key(0), x)
+    y, updates = norm.apply(variables, x, train=True, mutable=["batch_stats"])
+    values = np.asarray(x).reshape(-1, 3)
+    np.testing.assert_allclose(y.reshape(-1, 3), (values - values.mean(0)) / np.sqrt(values.var(0) + 1e-5), atol=1e-5)
+    stats = updates["batch_stats"]
+    np.testing.assert_allclose(stats["mean"], 0.1 * values.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * values.var(0, ddof=1), rtol=1e-5)
+    again = norm.apply({**variables, **updates}, x)
+    mean, var = (np.asarray(stats[name]) for name in ("mean", "var"))
+    np.testing.assert_allclose(again, (np.asarray(x) - mean) / np.sqrt(var + 1e-5), atol=1e-5)
+
+
+def test_frozen_batch_norm_is_constant():
+    x, norm = images(), BatchNorm(frozen=True)
+    variables = norm.init(jax.random.key(0), x)
+    y, updates = norm.apply(variables, x, train=True, mutable=["batch_stats"])
+    np.testing.assert_allclose(y, x, rtol=1e-4)
+    assert not jax.tree.leaves(updates) or all(
+        bool((a == b).all()) for a, b in zip(jax.tree.leaves(updates), jax.tree.leaves(variables["batch_stats"]))
+    )
+    grads = jax.grad(lambda params: norm.apply({**variables, "params": params}, x, train=True).sum())(
+        variables["params"]
+    )
+    assert not any(bool(leaf.any()) for leaf in jax.tree.leaves(grads))
+
+
+def test_batch_norm_over_an_axis_is_the_whole_batch():
+    x, norm = images(), BatchNorm()
+    variables = norm.init(jax.random.key(0), x)
+    y, updates = norm.apply(variables, x, train=True, mutable=["batch_stats"])
+    synced = BatchNorm(axis_name="data")
+    parts, stats = jax.vmap(
+        lambda part: synced.apply(variables, part, train=True, mutable=["batch_stats"]), axis_name="data"
+    )(x.reshape(2, 2, 5, 6, 3))
+    np.testing.assert_allclose(parts.reshape(x.shape), y, atol=1e-5)
+    np.testing.assert_allclose(stats["batch_stats"]["var"][1], updates["batch_stats"]["var"], rtol=1e-5)
+    synced.apply(variables, x)  # outside the axis inference needs none
+
+
+@pytest.mark.parametrize("size", [(8, 12), (7, 9), (4, 6), (3, 5)])
+def test_enlarge_nearest(size):
+    x = images()[:, :4, :6]
+    want = np.asarray(x)[:, np.arange(size[0]) * 4 // size[0]][:, :, np.arange(size[1]) * 6 // size[1]]
+    np.testing.assert_array_equal(enlarge_nearest(x, size), want)
+
+
+def test_fpn_names_and_sizes():
+    features = {f"c{level}": jnp.ones((1, 64 >> level, 96 >> level, level)) for level in (2, 3, 4)}
+    pyramid, _ = FPN(("c2", "c3", "c4"), channels=8).init_with_output(jax.random.key(0), features)
+    assert {name: level.shape for name, level in pyramid.items()} == {
+        "p2": (1, 16, 24, 8), "p3": (1, 8, 12, 8), "p4": (1, 4, 6, 8), "p5": (1, 2, 3, 8),
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"wants \['c5'\]"):
+        FPN(("c4", "c5")).init(jax.random.key(0), features)
+
+
+def test_box_head_flattens_in_torch_order():
+    head = BoxHead(num_classes=2, hidden=4)
+    features = images(shape=(5, 7, 7, 3))
+    variables = head.init(jax.random.key(0), features)
+    fc6 = variables["params"]["fc6"]["kernel"]
+    want = np.asarray(features).transpose(0, 3, 1, 2).reshape(5, -1) @ fc6
+    seen = {}
+
+    def spy(next_function, args, kwargs, context):
+        out = next_function(*args, **kwargs)
+        seen[context.module.name] = out
+        return out
+
+    with nn.intercept_methods(spy):
+        logits, offsets = head.apply(variables, features)
+    np.testing.assert_allclose(seen["fc6"], want, atol=1e-5)
+    assert logits.shape == (5, 3) and offsets.shape == (5, 3, 4)
+
+
+def test_of_class():
+    values, labels = images(shape=(4, 2, 2, 3)), jnp.array([0, 2, 1, 2])
+    np.testing.assert_array_equal(
+        of_class(values, labels), jnp.stack([values[i, ..., k] for i, k in enumerate(labels)])
+    )

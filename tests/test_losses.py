@@ -1,0 +1,55 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from jaxvision import losses
+
+
+@pytest.mark.parametrize("beta", [0.0, 1 / 9, 1.0])
+def test_smooth_l1(beta):
+    x = np.array([-3.0, -1.0, -0.05, 0.0, 0.02, 0.5, 2.0], np.float32)
+    want = [0.5 * v * v / beta if abs(v) < beta else abs(v) - beta / 2 for v in x]
+    np.testing.assert_allclose(losses.smooth_l1(x, beta=beta), want, rtol=1e-5, atol=1e-7)
+    with pytest.raises(ValueError, match="negative"):
+        losses.smooth_l1(x, beta=-1.0)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy(smoothing):
+    logits, labels = jax.random.normal(jax.random.key(0), (5, 4)) * 50, jnp.array([0, 3, 1, 2, 2])
+    log_p = np.asarray(logits) - np.log(np.exp(np.asarray(logits, np.float64)).sum(1, keepdims=True))
+    target = np.eye(4)[labels] * (1 - smoothing) + smoothing / 4
+    got = losses.cross_entropy(logits, labels, label_smoothing=smoothing)
+    np.testing.assert_allclose(got, -(target * log_p).sum(1), rtol=1e-5, atol=1e-5)
+
+
+def test_binary_cross_entropy_of_large_logits():
+    got = losses.binary_cross_entropy(jnp.array([-200.0, 200.0, 0.0]), jnp.array([1.0, 0.5, 0.25]))
+    np.testing.assert_allclose(got, [200.0, 100.0, np.log(2)], rtol=1e-6)
+
+
+def test_weighted_mean():
+    values, weights = jnp.array([1.0, 2.0, jnp.inf]), jnp.array([True, True, False])
+    assert losses.weighted_mean(values, weights) == 1.5
+    assert losses.weighted_mean(values, weights, count=jnp.array(4.0)) == 0.75
+    nothing = jnp.zeros(3, bool)
+    assert losses.weighted_mean(values, nothing) == 0
+    grads = jax.grad(lambda v: losses.weighted_mean(v, nothing))(jnp.ones(3))
+    np.testing.assert_array_equal(grads, 0)
+
+
+def test_weighted_mean_over_devices_is_that_of_the_whole():
+    values, weights = jnp.arange(8.0), jnp.array([1, 1, 1, 1, 0, 0, 1, 0.0])
+    parts = jax.vmap(lambda v, w: losses.weighted_mean(v, w, axis_name="data"), axis_name="data")(
+        values.reshape(2, 4), weights.reshape(2, 4)
+    )
+    np.testing.assert_allclose(parts.mean(), losses.weighted_mean(values, weights), rtol=1e-6)
+
+
+def test_gradients(x64):
+    x = jnp.array([-2.0, -0.04, 0.03, 0.7])
+    check_grads(lambda x: losses.smooth_l1(x, beta=1 / 9), (x,), order=2, modes=("fwd", "rev"))
+    check_grads(lambda x: losses.cross_entropy(x[None], jnp.array([2]), label_smoothing=0.1), (x,), order=2)
+    check_grads(lambda x: losses.binary_cross_entropy(x, jnp.array([0.0, 1.0, 0.5, 0.2])), (x,), order=2)
