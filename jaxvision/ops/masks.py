@@ -114,7 +114,7 @@ def to_boxes(masks: Bool[Array, "n h w"] | Float[Array, "n h w"]) -> Float[Array
     return jnp.where(masks.any((1, 2))[:, None], boxes, 0).astype(jnp.float32)
 
 
-def from_polygons(polygons: Sequence[Sequence[float]], *, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
+def from_polygons(polygons: Sequence, *, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
     """Rasterise polygons, the union of all, as COCO does; ``size`` = (h, w).
 
     Each polygon is a flat list x0, y0, x1, y1, ... in pixels. No polygons give an empty mask. Host only.
@@ -155,16 +155,29 @@ def from_rle(rle: Mapping, *, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
     counts = rle["counts"]
     if isinstance(counts, str | bytes):
         try:
-            counts = counts.encode("ascii") if isinstance(counts, str) else counts
-            return coco.decode({"size": list(size), "counts": counts}).astype(bool)
+            code = counts.encode("ascii") if isinstance(counts, str) else counts
+            mask = coco.decode({"size": list(size), "counts": code}).astype(bool)
         except (ValueError, UnicodeEncodeError) as error:
             raise ValueError(f"compressed RLE counts do not decode: {error}") from error
+        if _fits({"size": [size[0] * size[1] - 1, 1], "counts": code}):
+            raise ValueError(f"compressed RLE counts end before the {size[0]} x {size[1]} pixels of the mask")
+        return mask
     values = np.asarray(counts)
     if values.ndim != 1 or values.dtype.kind not in "iu" or (values < 0).any():
         raise ValueError("RLE counts must be str, bytes or a list of integers that are not negative")
     if values.sum() != size[0] * size[1]:
         raise ValueError(f"RLE counts sum to {values.sum()}, but the mask has {size[0]} x {size[1]} pixels")
     return coco.decode(coco.frPyObjects({"size": list(size), "counts": values.tolist()}, *size)).astype(bool)
+
+
+def _fits(rle):
+    """Whether the counts stay inside a mask of this size. pycocotools refuses counts that are too long, but leaves what
+    short ones do not reach uninitialised: counts that fit into one pixel less than the mask are short."""
+    try:
+        coco.decode(rle)
+    except ValueError:
+        return False
+    return True
 
 
 def to_rle(mask: Bool[Array, "h w"]) -> dict:

@@ -42,9 +42,11 @@ def max_pool(
     Raises: ValueError on a window, stride or padding that torch refuses, or an input smaller than one window.
     """
     axes = _axes(x, window, strides, padding, ceil_mode)
-    return functools.reduce(
-        lambda best, new: jnp.where((new > best) | jnp.isnan(new), new, best), _taps(x, axes, -jnp.inf)
-    )
+    best = _pad(x, axes, -jnp.inf)
+    for i in (1, 0):  # along rows, then down columns: the first maximum in row order wins, from k + k slices
+        taps = [_shifted(best, x.ndim - 3 + i, axes[i], tap) for tap in range(axes[i].window)]
+        best = functools.reduce(lambda best, new: jnp.where((new > best) | jnp.isnan(new), new, best), taps)
+    return best
 
 
 def max_pool_with_indices(

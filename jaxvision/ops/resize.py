@@ -28,18 +28,17 @@ def resize(
 
 
 def _bilinear_weights(length, out, dtype):
-    """[out, length]; positions are rounded to the working precision, as torch rounds them."""
-    scale = np.asarray(length, dtype) / np.asarray(out, dtype)
-    position = np.clip(
-        scale * (np.arange(out, dtype=dtype) + 0.5).astype(dtype) - np.asarray(0.5, dtype), 0, length - 1
-    )
-    return np.maximum(1 - np.abs(position[:, None] - np.arange(length, dtype=dtype)[None, :]), 0).astype(dtype)
+    """[out, length]. The scale is rounded to the working precision and the position once more, as torch does."""
+    scale = np.float64(np.asarray(length, dtype) / np.asarray(out, dtype))
+    position = (scale * (np.arange(out) + 0.5) - 0.5).astype(dtype).clip(0, length - 1)
+    return np.maximum(1 - np.abs(position[:, None] - np.arange(length, dtype=dtype)[None, :]), 0)
 
 
 def _triangle_weights(length, out, dtype):
-    scale = length / out
-    support = max(scale, 1.0)
-    centre = scale * (np.arange(out) + 0.5)
-    distance = (np.arange(length)[None, :] + 0.5 - centre[:, None]) / support
-    weights = np.maximum(1 - np.abs(distance), 0)
+    """[out, length]; every step in the working precision, as torch does."""
+    half, one = np.asarray([0.5, 1], dtype)
+    scale = np.asarray(length, dtype) / np.asarray(out, dtype)
+    centre = scale * (np.arange(out, dtype=dtype) + half)
+    distance = np.arange(length, dtype=dtype)[None, :] - centre[:, None] + half
+    weights = np.maximum(1 - np.abs(distance / np.maximum(scale, one)), 0)
     return (weights / weights.sum(1, keepdims=True)).astype(dtype)

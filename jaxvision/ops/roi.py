@@ -176,23 +176,25 @@ def adaptive_weights(
 
 
 def _bin_weights(edge, length_of_bin, *, length):
-    """Weight of each cell of an axis in the mean over the adaptive samples of each bin .
+    """[n, p, length]: weight of each cell of an axis in the mean over the adaptive samples of each bin.
 
-    Two or more samples are more than half a cell apart, so that at most five touch a cell; only these are looked at,
-    whatever the size of the box.
+    The samples of a bin are at least half a cell apart if there are two, and two thirds if there are more. So at most
+    three touch a cell; looking at four from the first one on is enough, whatever the size of the box.
     """
-    samples = jnp.ceil(lax.stop_gradient(length_of_bin))
-    step = length_of_bin / jnp.maximum(samples, 1)
-    edge, step, samples = edge[..., None, None], step[..., None, None], samples[..., None, None]
-    cell = jnp.arange(length, dtype=edge.dtype)[None, None, :, None]
-    several = samples > 1  # otherwise sample 0 is the only candidate, and the step may be tiny
-    spacing = lax.stop_gradient(jnp.where(several, step, 1))
-    first = jnp.where(several, jnp.floor((cell - 1 - lax.stop_gradient(edge)) / spacing - 0.5), 0)
-    k = first + jnp.arange(6, dtype=edge.dtype)[None, None, None, :]
-    position = edge + (k + 0.5) * step
-    counts = (k >= 0) & (k < samples) & (position >= -1) & (position <= length)
-    hat = jnp.maximum(1 - jnp.abs(jnp.clip(position, 0, length - 1) - cell), 0)
-    return (jnp.where(counts, hat, 0) / jnp.maximum(samples, 1)).sum(-1)
+    samples = jnp.ceil(lax.stop_gradient(length_of_bin))[..., None]
+    step = length_of_bin[..., None] / jnp.maximum(samples, 1)
+    edge = edge[..., None]
+    cell = jnp.arange(length, dtype=edge.dtype)[None, None, :]
+    spacing = lax.stop_gradient(jnp.where(samples > 1, step, 1))
+    first = jnp.floor((cell - 1 - lax.stop_gradient(edge)) * (1 / spacing) - 0.5)
+    first = jnp.where(samples > 1, jnp.maximum(first, 0), 0)
+    total = jnp.zeros_like(first)
+    for k in (first + i for i in range(4)):
+        position = edge + (k + 0.5) * step
+        counts = (k < samples) & (position >= -1) & (position <= length)
+        hat = jnp.maximum(1 - jnp.abs(jnp.clip(position, 0, length - 1) - cell), 0)
+        total = total + jnp.where(counts, hat, 0)
+    return total / jnp.maximum(samples, 1)
 
 
 def assign_levels(
