@@ -1,21 +1,26 @@
-"""The configured augmentation, as key-first functions of an example."""
+"""What happens to an image before it is batched, as key-first functions of an example."""
 
 from collections.abc import Callable
 from functools import partial
 
-from experiments.config import Augmentation
+from experiments.config import Config
 from jaxvision import data
 
 
-def augmentations(wanted: Augmentation, image_size: tuple[int, int]) -> tuple[Callable, ...]:
-    """In order: colour, enlargement, crop to the network's size, flip."""
-    steps = []
+def transforms(config: Config, *, train: bool) -> tuple[Callable, ...]:
+    """In order: the configured resize; in training also colour, enlargement, crop to the network's size, flip."""
+    steps, wanted = [], config.augmentation
+    if config.resize is not None:
+        shorter, longest = config.resize
+        steps.append(lambda key, example: data.resize(example, shorter_side=shorter, longest_side=longest))
+    if not train:
+        return tuple(steps)
     if wanted.colour:
         strength = wanted.colour
         steps.append(partial(data.colour_jitter, brightness=strength, contrast=strength, saturation=strength))
     if wanted.scale != (1.0, 1.0):
         steps.append(partial(data.scale_jitter, range=wanted.scale))
-        steps.append(partial(data.random_crop, size=image_size))
+        steps.append(partial(data.random_crop, size=config.image_size))
     if wanted.flip:
         steps.append(partial(data.flip_horizontal, probability=wanted.flip))
     return tuple(steps)

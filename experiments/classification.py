@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from tqdm import tqdm
 
-from experiments.augmentation import augmentations
+from experiments.augmentation import transforms
 from experiments.config import Config, Folders
 from jaxvision import data, evaluate, losses, visualize
 from jaxvision.typing import Variables
@@ -29,12 +29,12 @@ def sources(config: Config) -> tuple[Any, Any]:
 
 def train_batches(config: Config, source: Any) -> Any:
     """Endless augmented, shuffled batches of this process's share."""
-    return _batches(config, source, augmentations(config.augmentation, config.image_size), shuffle=True, repeat=True)
+    return _batches(config, source, train=True)
 
 
 def validation_batches(config: Config, source: Any) -> Any:
-    """Every image once, in order; the last batch is padded with rows that are not valid."""
-    return _batches(config, source, (), shuffle=False, repeat=False)
+    """Every image once, in order; the last batch is padded with rows that are not valid. Every process reads all."""
+    return _batches(config, source, train=False)
 
 
 def loss_of(model: nn.Module) -> Callable:
@@ -69,7 +69,9 @@ def evaluator(config: Config, model: nn.Module, source: Any) -> Callable[..., di
 
     def run(variables: Variables, images: int | None = None) -> dict[str, float]:
         part = source if images is None else data.Subset(source, range(min(images, len(source))))
-        states = [score(variables, batch) for batch in tqdm(validation_batches(config, part), leave=False, disable=None)]
+        states = [
+            score(variables, batch) for batch in tqdm(validation_batches(config, part), leave=False, disable=None)
+        ]
         top1, topk, loss = (evaluate.merge(parts).result() for parts in zip(*states))
         return {"top1": float(top1), f"top{ks[1]}": float(topk), "val_loss": float(loss)}
 
@@ -90,18 +92,18 @@ def pictures(
         first += len(probabilities)
 
 
-def _batches(config: Config, source: Any, transforms: tuple, *, shuffle: bool, repeat: bool) -> Any:
+def _batches(config: Config, source: Any, *, train: bool) -> Any:
     return data.classification_batches(
         source,
-        batch_size=config.batch_size // jax.process_count() if repeat else config.eval_batch_size,
+        batch_size=config.batch_size // jax.process_count() if train else config.eval_batch_size,
         image_size=config.image_size,
         mean=config.mean,
         std=config.std,
         seed=config.seed,
-        shuffle=shuffle,
-        repeat=repeat,
-        transforms=transforms,
-        process_index=jax.process_index() if repeat else 0,
-        process_count=jax.process_count() if repeat else 1,
+        shuffle=train,
+        repeat=train,
+        transforms=transforms(config, train=train),
+        process_index=jax.process_index() if train else 0,
+        process_count=jax.process_count() if train else 1,
         workers=config.workers,
     )

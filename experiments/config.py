@@ -84,7 +84,7 @@ class Config:
     data: DigitScenes | Coco | Folders
     model: str
     """A name from jaxvision.list_models()."""
-    model_options: dict[str, int | float | bool | str] = dataclasses.field(default_factory=dict)
+    model_options: dict[str, int | float | bool | str | tuple[float, ...]] = dataclasses.field(default_factory=dict)
     """Keyword arguments of the model's factory."""
     weights: str | None = None
     """Weights to start from: the name of a record or a file; layers of another class count start afresh."""
@@ -94,6 +94,8 @@ class Config:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     image_size: tuple[int, int] = (800, 1344)
     """Height and width that every image is shrunk to fit and padded to: the one shape that compiles."""
+    resize: tuple[int, int] | None = None
+    """Shorter and longest side that detection images are first resized to; None only shrinks what does not fit."""
     max_objects: int = 100
     """Objects an image at most; of more the largest stay, and the number dropped is logged."""
     augmentation: Augmentation = Augmentation()
@@ -155,6 +157,8 @@ def from_json(values: dict[str, Any]) -> Any:
     def value_of(name: str, value: Any) -> Any:
         if isinstance(value, dict) and "type" in value:
             return from_json(value)
+        if isinstance(value, dict):
+            return {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
         if isinstance(value, list):
             return tuple(value)
         return Path(value) if isinstance(value, str) and "Path" in str(fields[name].type) else value

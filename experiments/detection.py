@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments.augmentation import augmentations
+from experiments.augmentation import transforms
 from experiments.config import Coco, Config, DigitScenes
 from jaxvision import data, evaluate, visualize
 from jaxvision.typing import Detections, Variables
@@ -19,7 +19,9 @@ def sources(config: Config) -> tuple[Any, Any]:
     """The training and the validation source."""
     match config.data:
         case DigitScenes(directory):
-            return data.load_digit_scenes("train", data_dir=directory), data.load_digit_scenes("test", data_dir=directory)
+            return data.load_digit_scenes("train", data_dir=directory), data.load_digit_scenes(
+                "test", data_dir=directory
+            )
         case Coco() as coco:
             masks = "mask" in config.model
             train = data.CocoDetection(
@@ -46,7 +48,7 @@ def train_batches(config: Config, source: Any) -> Any:
         seed=config.seed,
         shuffle=True,
         repeat=True,
-        transforms=augmentations(config.augmentation, config.image_size),
+        transforms=transforms(config, train=True),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         with_masks="mask" in config.model,
@@ -55,7 +57,7 @@ def train_batches(config: Config, source: Any) -> Any:
 
 
 def validation_batches(config: Config, source: Any) -> Any:
-    """Every image once, in order; the last batch is padded with rows that are not valid."""
+    """Every image once, in order; the last batch is padded with rows that are not valid. Every process reads all."""
     return data.detection_batches(
         source,
         batch_size=config.eval_batch_size,
@@ -66,7 +68,7 @@ def validation_batches(config: Config, source: Any) -> Any:
         seed=0,
         shuffle=False,
         repeat=False,
-        transforms=(),
+        transforms=transforms(config, train=False),
         with_masks="mask" in config.model,
     )
 

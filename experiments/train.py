@@ -1,8 +1,8 @@
 """Train a model: ``python experiments/train.py CONFIG [overrides]``, evaluate it and draw what it predicts.
 
 CONFIG is a module of ``experiments/configs``; ``--help`` lists them, ``CONFIG --help`` every field. The run lives in
-``--output``: config.json, metrics.jsonl, TensorBoard events, checkpoints, results.json, pictures. Stop it in any way and
-start it with the same command: it goes on from its last checkpoint.
+``--output``: config.json, metrics.jsonl, TensorBoard events, checkpoints, results.json, pictures. Stop it in any way
+and start it with the same command: it goes on from its last checkpoint.
 """
 
 import json
@@ -70,7 +70,10 @@ def run(config: Config) -> dict[str, float]:
     evaluate = task.evaluator(config, plain, val_source)
     run_config = {**to_json(config), "categories": list(categories)}
     checkpointer = train.Checkpointer(config.output / "checkpoints")
-    write_json(config.output / "config.json", run_config)
+    first_host = jax.process_index() == 0
+    writers = (train.JsonlWriter(config.output), train.TensorBoardWriter(config.output / "tensorboard"))
+    if first_host:
+        write_json(config.output / "config.json", run_config)
     state = train.fit(
         parallel,
         train.create_state(key, variables, tx, ema=wanted.ema_decay is not None),
@@ -83,12 +86,12 @@ def run(config: Config) -> dict[str, float]:
         eval_every=config.eval_every,
         evaluate=lambda state: evaluate(train.state_variables(state), config.eval_images),
         best_metric=config.best_metric,
-        writers=(train.JsonlWriter(config.output), train.TensorBoardWriter(config.output / "tensorboard")),
+        writers=writers if first_host else (),
     )
     checkpointer.close()
     variables = train.state_variables(state)
     figures = evaluate(variables)
-    if jax.process_index() == 0:
+    if first_host:
         write_json(config.output / "results.json", figures)
         for name, picture in task.pictures(config, plain, variables, val_source, config.pictures):
             path = config.output / "pictures" / f"{name}.png"

@@ -6,7 +6,8 @@ import pytest
 
 from jaxvision.layers.fpn import FPN, enlarge_nearest
 from jaxvision.layers.norm import BatchNorm
-from jaxvision.layers.roi_heads import BoxHead, of_class
+from jaxvision.layers.roi_heads import BoxHead, MaskHead
+from jaxvision.ops import conv, conv_transpose
 
 
 def images(seed=0, shape=(4, 5, 6, 3)):
@@ -91,8 +92,13 @@ def test_box_head_flattens_in_torch_order():
     assert logits.shape == (5, 3) and offsets.shape == (5, 3, 4)
 
 
-def test_of_class():
-    values, labels = images(shape=(4, 2, 2, 3)), jnp.array([0, 2, 1, 2])
-    np.testing.assert_array_equal(
-        of_class(values, labels), jnp.stack([values[i, ..., k] for i, k in enumerate(labels)])
-    )
+def test_mask_head_computes_the_asked_class_only():
+    head, features = MaskHead(num_classes=2, channels=4, num_convs=1, pool_size=3), images(shape=(3, 3, 3, 5))
+    classes = jnp.array([1, 2, 1])
+    logits, variables = head.init_with_output(jax.random.key(0), features, classes)
+    assert logits.shape == (3, 6, 6)
+    params = variables["params"]
+    x = nn.relu(conv(features, params["conv_0"]["kernel"], padding=1))
+    x = nn.relu(conv_transpose(x, params["conv5_mask"]["transposed_kernel"], strides=2))
+    every = conv(x, params["mask_fcn_logits"]["kernel"])
+    np.testing.assert_allclose(logits, jnp.stack([every[i, ..., k] for i, k in enumerate(classes)]), atol=1e-5)

@@ -1,6 +1,6 @@
 """Mask R-CNN from scratch on digits in photographs: the main job, on two CPU cores in minutes.
 
-    python experiments/train.py digit_scenes_maskrcnn
+python experiments/train.py digit_scenes_maskrcnn
 """
 
 from pathlib import Path

@@ -5,8 +5,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from flax.linen import initializers
 
-from jaxvision.layers.convolution import Conv, ConvTranspose
-from jaxvision.typing import Array, Float
+from jaxvision.layers.convolution import Conv, ConvTranspose, he_normal_fan_out
+from jaxvision.typing import Array, Float, Int
 
 
 class BoxHead(nn.Module):
@@ -34,7 +34,10 @@ class BoxHead(nn.Module):
 
 
 class MaskHead(nn.Module):
-    """Convolutions, a transposed one that doubles the map, and one logit map a class (background first, unused)."""
+    """Convolutions, a transposed one that doubles the map, and one mask a class, of which the asked one is computed.
+
+    Class 0 is the background, whose mask nobody asks for: it is there because published weights have it.
+    """
 
     num_classes: int
     channels: int = 256
@@ -46,15 +49,22 @@ class MaskHead(nn.Module):
         return 2 * self.pool_size
 
     @nn.compact
-    def __call__(self, features: Float[Array, "n s s c"]) -> Float[Array, "n m m classes_and_background"]:
+    def __call__(self, features: Float[Array, "n s s c"], classes: Int[Array, " n"]) -> Float[Array, "n m m"]:
+        """Mask logits of each region for its own class (background 0, label k as k + 1)."""
         x = features
         for index in range(self.num_convs):
             x = nn.relu(Conv(self.channels, 3, padding=1, name=f"conv_{index}")(x))
         x = nn.relu(ConvTranspose(self.channels, 2, strides=2, name="conv5_mask")(x))
-        return Conv(self.num_classes + 1, 1, name="mask_fcn_logits")(x)
+        return ConvOfClass(self.num_classes + 1, name="mask_fcn_logits")(x, classes)
 
 
-def of_class(values: Float[Array, "n *rest k"], labels: Array) -> Float[Array, "n *rest"]:
-    """For each row its own class's entry on the last axis."""
-    index = labels.reshape(labels.shape + (1,) * (values.ndim - 1))
-    return jnp.take_along_axis(values, index, axis=-1)[..., 0]
+class ConvOfClass(nn.Module):
+    """A 1x1 convolution with ``features`` outputs of which each image wants one: n products instead of n * features."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"], wanted: Int[Array, " n"]) -> Float[Array, "n h w"]:
+        kernel = self.param("kernel", he_normal_fan_out, (1, 1, x.shape[-1], self.features))
+        bias = self.param("bias", initializers.zeros, (self.features,))
+        return jnp.einsum("nhwc,cn->nhw", x, kernel[0, 0][:, wanted]) + bias[wanted][:, None, None]
