@@ -1,7 +1,8 @@
 """Pooling with torch's rules: windows, padding and ``ceil_mode`` are written out, never "SAME".
 
-Pools are sums or maxima of shifted, strided slices of the padded input. XLA's CPU backend computes these as fast as
-its own windowed reduction and their gradient ten times faster (3x3/2 on [8, 112, 112, 64]: 152 ms against 16 ms).
+Pools are sums or maxima of shifted, strided slices of the padded input, one axis after the other where the order does
+not matter. XLA's CPU backend computes these as fast as its own windowed reduction, whose gradient it is slow at: max
+pooling 3x3/2 of [8, 112, 112, 64] forward and backward takes over 150 ms with it, 120 ms as nine slices, 30 ms as here.
 """
 
 import functools
@@ -44,8 +45,7 @@ def max_pool(
     axes = _axes(x, window, strides, padding, ceil_mode)
     best = _pad(x, axes, -jnp.inf)
     for i in (1, 0):  # along rows, then down columns: the first maximum in row order wins, from k + k slices
-        taps = [_shifted(best, x.ndim - 3 + i, axes[i], tap) for tap in range(axes[i].window)]
-        best = functools.reduce(lambda best, new: jnp.where((new > best) | jnp.isnan(new), new, best), taps)
+        best = _axis_max(best, x.ndim - 3 + i, axes[i])
     return best
 
 
@@ -212,6 +212,47 @@ def _pad(x, axes, value):
 
 def _shifted(x, dimension, axis, tap):
     return jax.lax.slice_in_dim(x, tap, tap + (axis.count - 1) * axis.stride + 1, stride=axis.stride, axis=dimension)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _axis_max(x, dimension, axis):
+    return _axis_argmax(x, dimension, axis)[0]
+
+
+@_axis_max.defjvp
+def _axis_max_jvp(dimension, axis, primals, tangents):
+    best, tap = _axis_argmax(*primals, dimension, axis)
+    return best, _take_taps(*tangents, tap, dimension, axis)
+
+
+def _axis_argmax(x, dimension, axis):
+    """The maximum of each window along one axis and the offset, the first, at which it stands. NaN is above all."""
+    best = _shifted(x, dimension, axis, 0)
+    tap = jnp.zeros(best.shape, np.min_scalar_type(axis.window))  # small, because memory is what costs
+    for k in range(1, axis.window):
+        new = _shifted(x, dimension, axis, k)
+        better = (new > best) | jnp.isnan(new)
+        best, tap = jnp.where(better, new, best), jnp.where(better, np.asarray(k, tap.dtype), tap)
+    return best, tap
+
+
+def _take_taps(x, tap, dimension, axis):
+    """The cell at offset ``tap`` of each window along one axis.
+
+    It exists for its transpose. Cells are first split by their phase within the stride, which transposes to one
+    concatenation; a strided slice a tap transposes to as many paddings with gaps, which takes twice as long.
+    """
+    stride, length = axis.stride, x.shape[dimension]
+    rows = -(-length // stride)
+    x = jnp.pad(x, [(0, (rows * stride - length) * (d == dimension)) for d in range(x.ndim)])
+    x = x.reshape(*x.shape[:dimension], rows, stride, *x.shape[dimension + 1 :])
+    phases = [phase.squeeze(dimension + 1) for phase in jax.lax.split(x, (1,) * stride, axis=dimension + 1)]
+    taken = jnp.zeros(tap.shape, x.dtype)
+    for k in range(axis.window):
+        start = k // stride
+        cells = jax.lax.slice_in_dim(phases[k % stride], start, start + axis.count, axis=dimension)
+        taken = jnp.where(tap == k, cells, taken)
+    return taken
 
 
 def _offsets(axes):
