@@ -118,6 +118,14 @@ def test_crop_is_roi_align_of_the_chosen_mask():
     np.testing.assert_allclose(batched[1], crop(~masks, BOXES, indices), atol=1e-6)
 
 
+def test_crop_of_masks_that_are_a_constant_of_the_program():
+    """XLA's CPU backend miscompiles some fusions with constants (see ``roi._bin_weights``)."""
+    full, boxes = jnp.ones((4, 6, 128, 128), bool), np.asarray([[8.0, 10, 40, 50], [90, 90, 120, 120]], np.float32)
+    crop = jax.vmap(lambda masks, boxes, indices: ops.crop(masks, boxes, indices, size=28))
+    indices, boxes = np.zeros((4, 2), np.int32), np.tile(boxes[None], (4, 1, 1))
+    np.testing.assert_allclose(jax.jit(lambda b, i: crop(full, b, i))(boxes, indices), 1, atol=1e-6)
+
+
 def test_crop_without_masks_or_boxes():
     zero = np.zeros(2, np.int32)
     np.testing.assert_array_equal(ops.crop(random_masks(0), BOXES[:2], zero, size=4), np.zeros((2, 4, 4)))

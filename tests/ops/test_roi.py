@@ -104,6 +104,16 @@ def test_roi_align_is_exact_on_a_linear_map(sampling_ratio):
 
 
 @pytest.mark.parametrize("sampling_ratio", [2, -1])
+def test_features_that_are_a_constant_of_the_program(sampling_ratio):
+    """XLA's CPU backend miscompiles some fusions with constants (see ``_bin_weights``)."""
+    ones = jnp.ones((8, 32, 32, 64))
+    boxes = np.tile(np.asarray([[2.0, 2.5, 10, 12], [15, 5, 25, 15], [0, 0, 31, 31]], np.float32)[None], (8, 1, 1))
+    pool = jax.vmap(lambda f, b: roi_align(f, b, size=(7, 7), sampling_ratio=sampling_ratio))
+    np.testing.assert_allclose(jax.jit(lambda boxes: pool(ones, boxes))(boxes), 1, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(lambda: pool(ones, boxes))(), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("sampling_ratio", [2, -1])
 def test_levels(sampling_ratio):
     """Each box comes from its own level; under vmap over images and with gradients too."""
     shapes, scales = [(16, 20), (8, 10), (4, 5)], (0.5, 0.25, 0.125)
