@@ -1,8 +1,9 @@
 """Time kernels and models, side by side with torchvision: ``python experiments/benchmark.py ops|model``.
 
 torch may live in another environment: ``--torch-python /path/to/its/python``. Both libraries run on the CPU with the
-same number of threads and take turns, call by call, so that a busy machine slows both. Without torch jaxvision is timed
-alone. The ratio is the median over the turns of our time by torch's, so below 1 is faster than torch.
+same number of threads and take turns, call by call. Without torch jaxvision is timed alone. The ratio is the median
+over the turns of our time by torch's, so below 1 is faster than torch. Other work on the machine does not slow both
+alike: threads that wait for each other lose most. On a busy machine believe ``--threads 1`` more, and neither much.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import tyro
 
@@ -175,12 +176,17 @@ def detector(name: str) -> tuple[Callable, tuple]:
 class Torch:
     """The worker process with torch, idle except while it answers."""
 
+    # OpenMP's threads spin at barriers by default. If anything else wants their cores, that made torch up to ten times
+    # slower with two threads than with one (pasting: 1,742 against 162 ms), and us look good for no merit of ours.
+    PASSIVE: ClassVar = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+
     def __init__(self, python: Path, threads: int):
         self.process = subprocess.Popen(
             [str(python), str(HERE / "torch_reference.py"), str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            env=os.environ | self.PASSIVE,
         )
         self.versions = self._answer()
 
@@ -248,6 +254,12 @@ def main() -> None:
     torch = Torch(options.torch_python, options.threads) if options.torch_python else None
     versions = {"jax": jax.__version__, **(torch.versions if torch else {})}
     print(", ".join(f"{name} {version}" for name, version in versions.items()), f"{options.threads} threads", sep=", ")
+    if hasattr(os, "getloadavg"):
+        load = os.getloadavg()[0]
+        print(f"load of the machine before the start: {load:.1f} on {os.cpu_count()} cores")
+        if load > 0.3 * (os.cpu_count() or 1):
+            print("the machine is busy: these figures are no better than hints")
+    print()
     for line in table(options, torch):
         print(line, flush=True)
 
