@@ -15,13 +15,13 @@ def config() -> Config:
         image_size=(128, 128),
         max_objects=6,
         augmentation=Augmentation(flip=0.0, colour=0.0),  # a mirrored 2 is not a 2
-        batch_size=16,
-        steps=1500,
-        optimizer=Optimizer(learning_rate=0.02, warmup_steps=100, weight_decay=1e-4, clip_norm=10.0),
-        eval_every=500,
+        batch_size=8,
+        steps=2700,
+        optimizer=Optimizer(name="adamw", learning_rate=2e-3, weight_decay=0.02, clip_norm=10.0),
+        eval_every=900,
         eval_images=100,
         eval_batch_size=20,
         best_metric="bbox/AP",
-        checkpoint_every=250,
+        checkpoint_every=300,
         output=Path("runs/digit_scenes_maskrcnn"),
     )
