@@ -12,7 +12,7 @@ from tqdm import tqdm
 from experiments.augmentation import transforms
 from experiments.config import Coco, Config, DigitScenes
 from jaxvision import data, evaluate, visualize
-from jaxvision.typing import Detections, Variables
+from jaxvision.typing import Variables
 
 
 def sources(config: Config) -> tuple[Any, Any]:
@@ -150,5 +150,5 @@ def pictures(
             one = jax.tree.map(lambda leaf, row=row: leaf[row], found)
             yield (
                 f"{int(batch['image_ids'][row])}",
-                visualize.draw_detections(image, Detections(*one), names=source.categories, min_score=min_score),
+                visualize.draw_detections(image, one, names=source.categories, min_score=min_score),
             )

@@ -339,9 +339,8 @@ def maskrcnn_small(
 ) -> GeneralizedRCNN:
     """A Mask R-CNN that trains from scratch on two CPU cores in minutes: every part is the full model's, only narrower.
 
-    The defaults suit 128-pixel images with objects of 10 to 64 pixels. regions: proposals an image, and how many regions
-    are sampled in training. Half of them may be positive: from scratch, digits are learnt in half the steps that a
-    quarter takes.
+    The defaults suit 128-pixel images with objects of 10 to 64 pixels. regions: proposals an image, and how many of
+    them are sampled in training. Half of the sample may be positive, not a quarter: from scratch that learns faster.
     """
     defaults = {
         "canonical_size": 112.0,
