@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxvision.ops.convolution import IntOrPair, pair
 from jaxvision.typing import Array, Float, Int
 
 __all__ = [
@@ -24,15 +25,13 @@ __all__ = [
     "soft_max_pool_with_indices",
 ]
 
-Pair = int | tuple[int, int]
-
 
 def max_pool(
     x: Float[Array, "*b h w c"],
     *,
-    window: Pair,
-    strides: Pair | None = None,
-    padding: Pair = 0,
+    window: IntOrPair,
+    strides: IntOrPair | None = None,
+    padding: IntOrPair = 0,
     ceil_mode: bool = False,
 ) -> Float[Array, "*b oh ow c"]:
     """Maximum of each window, torch's ``max_pool2d``.
@@ -50,7 +49,7 @@ def max_pool(
 
 
 def max_pool_with_indices(
-    x: Float[Array, "*b h w c"], *, window: Pair, strides: Pair | None = None, padding: Pair = 0
+    x: Float[Array, "*b h w c"], *, window: IntOrPair, strides: IntOrPair | None = None, padding: IntOrPair = 0
 ) -> tuple[Float[Array, "*b oh ow c"], Int[Array, "*b oh ow c"]]:
     """``max_pool`` and where each maximum was found: the "switches" of Zeiler and Fergus (arXiv:1311.2901).
 
@@ -95,9 +94,9 @@ def max_unpool(
 def soft_max_pool_with_indices(
     x: Float[Array, "*b h w c"],
     *,
-    window: Pair,
-    strides: Pair | None = None,
-    padding: Pair = 0,
+    window: IntOrPair,
+    strides: IntOrPair | None = None,
+    padding: IntOrPair = 0,
     temperature: float | Float[Array, ""],
 ) -> tuple[Float[Array, "*b oh ow c"], Float[Array, "*b oh ow c 2"]]:
     """The smooth twin of ``max_pool_with_indices``: mean value and mean (row, column) of each window under the weights
@@ -125,9 +124,9 @@ def soft_max_pool_with_indices(
 def avg_pool(
     x: Float[Array, "*b h w c"],
     *,
-    window: Pair,
-    strides: Pair | None = None,
-    padding: Pair = 0,
+    window: IntOrPair,
+    strides: IntOrPair | None = None,
+    padding: IntOrPair = 0,
     ceil_mode: bool = False,
     count_include_pad: bool = True,
 ) -> Float[Array, "*b oh ow c"]:
@@ -201,8 +200,8 @@ class _Axis:
 
 
 def _axes(x, window, strides, padding, ceil_mode):
-    pairs = [(v, v) if isinstance(v, int) else v for v in (window, window if strides is None else strides, padding)]
-    return tuple(_Axis(x.shape[x.ndim - 3 + i], *(pair[i] for pair in pairs), ceil_mode) for i in range(2))
+    options = [pair(option) for option in (window, window if strides is None else strides, padding)]
+    return tuple(_Axis(x.shape[x.ndim - 3 + i], *(option[i] for option in options), ceil_mode) for i in range(2))
 
 
 def _pad(x, axes, value):
