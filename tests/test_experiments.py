@@ -13,6 +13,7 @@ from PIL import Image
 from experiments import train
 from experiments.config import Augmentation, Coco, DigitScenes, Folders, available, from_json, to_json
 from experiments.evaluate import load_run
+from jaxvision.data import digit_scenes as digit_scenes_module
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ("train.py", "evaluate.py", "predict.py", "benchmark.py")
@@ -25,11 +26,11 @@ def script(name, *arguments, **options):
 
 @pytest.fixture(scope="session")
 def digit_scenes(tmp_path_factory):
-    """The directory of digit_scenes, painted once a session."""
-    from jaxvision.data import load_digit_scenes
-
+    """The directory of a few digit_scenes."""
     folder = tmp_path_factory.mktemp("datasets")
-    load_digit_scenes("train", data_dir=folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digit_scenes_module, "SCENES", {"train": 12, "test": 4})
+        digit_scenes_module.load_digit_scenes("train", data_dir=folder)
     return DigitScenes(folder)
 
 

@@ -121,6 +121,7 @@ def test_dilation_keeps_the_map():
 @ids([row for row in DETECTORS if row.run])
 def test_detector(row):
     model, images = jv.get_model(row.name, **row.options), inputs(row)
+    model = model.clone(proposals=model.proposals.clone(samples=10_000))  # every anchor, so that every level learns
     variables = jax.jit(model.init)(jax.random.key(0), images)
     sizes = jnp.array([[row.size, row.size], [row.size / 2, row.size]])
     found = jax.jit(lambda v, x, s: model.apply(v, x, s, method="detect"))(variables, images, sizes)
