@@ -19,7 +19,7 @@ def config() -> Config:
         max_objects=40,
         augmentation=Augmentation(flip=0.0),
         batch_size=4,
-        steps=800,
+        steps=400,
         optimizer=Optimizer(name="adamw", learning_rate=1e-3, weight_decay=0.0, clip_norm=10.0),
         eval_every=200,
         eval_batch_size=4,
