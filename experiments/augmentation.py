@@ -5,10 +5,14 @@ from functools import partial
 
 from experiments.config import Config
 from jaxvision import data
+from jaxvision.registry import model_task
 
 
 def transforms(config: Config, *, train: bool) -> tuple[Callable, ...]:
-    """In order: the configured resize; in training also colour, enlargement, crop to the network's size, flip."""
+    """In order: the configured resize; in training also colour, enlargement, crop to the network's size, flip.
+
+    The enlargement starts from what validation sees: the image in the size in which the network takes it.
+    """
     steps, wanted = [], config.augmentation
     if config.resize is not None:
         shorter, longest = config.resize
@@ -19,6 +23,8 @@ def transforms(config: Config, *, train: bool) -> tuple[Callable, ...]:
         strength = wanted.colour
         steps.append(partial(data.colour_jitter, brightness=strength, contrast=strength, saturation=strength))
     if wanted.scale != (1.0, 1.0):
+        frame = data.fit if model_task(config.model) == "detection" else data.cover
+        steps.append(lambda key, example: frame(example, config.image_size))
         steps.append(partial(data.scale_jitter, range=wanted.scale))
         steps.append(partial(data.random_crop, size=config.image_size))
     if wanted.flip:

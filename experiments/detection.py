@@ -1,6 +1,7 @@
 """Detection as a task: sources, batches, loss, evaluation and pictures for ``train.py``, ``evaluate.py`` and
 ``predict.py``."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -92,9 +93,15 @@ def loss_of(model: nn.Module) -> Callable:
     return loss_fn
 
 
+@functools.cache
+def detector(model: nn.Module) -> Callable:
+    """``detect(variables, images, image_sizes)``, compiled once a model and shape."""
+    return jax.jit(lambda variables, images, sizes: model.apply(variables, images, sizes, method="detect"))
+
+
 def evaluator(config: Config, model: nn.Module, source: Any) -> Callable[..., dict[str, float]]:
     """``evaluate(variables, images=None)``: COCO figures and validation losses on the first so many images (all)."""
-    detect = jax.jit(lambda variables, images, sizes: model.apply(variables, images, sizes, method="detect"))
+    detect = detector(model)
     losses = jax.jit(
         lambda variables, batch: model.apply(
             variables,
@@ -120,8 +127,13 @@ def evaluator(config: Config, model: nn.Module, source: Any) -> Callable[..., di
                 category_ids=part.category_ids,
                 valid=batch["valid"],
             )
-            terms.append(jax.device_get(losses(variables, batch)))
-            weights.append(float(np.sum(batch["valid"])))
+            if batch["valid"].any():
+                # Rows of padding would count as images without objects: the first image stands in for them.
+                rows = np.where(batch["valid"], np.arange(len(batch["valid"])), np.flatnonzero(batch["valid"])[0])
+                terms.append(jax.device_get(losses(variables, jax.tree.map(lambda leaf, rows=rows: leaf[rows], batch))))
+                weights.append(int(batch["valid"].sum()))
+        if not terms:
+            raise ValueError("none of the validation images could be read; see the log for the reasons")
         truth = part.ground_truth()
         figures = {
             f"val_{name}": float(np.average([term[name] for term in terms], weights=weights)) for name in terms[0]
@@ -139,10 +151,10 @@ def pictures(
     config: Config, model: nn.Module, variables: Variables, source: Any, count: int, *, min_score: float = 0.5
 ) -> Iterator[tuple[str, np.ndarray]]:
     """(name, RGB picture) of the predictions on the first validation images."""
-    detect = jax.jit(lambda images, sizes: model.apply(variables, images, sizes, method="detect"))
+    detect = detector(model)
     part = data.Subset(source, range(min(count, len(source))))
     for batch in validation_batches(config, part):
-        found = jax.device_get(detect(batch["images"], batch["image_sizes"]))
+        found = jax.device_get(detect(variables, batch["images"], batch["image_sizes"]))
         for row in np.flatnonzero(batch["valid"]):
             height, width = (int(side) for side in batch["image_sizes"][row])
             image = np.asarray(batch["images"][row][:height, :width]) * np.array(config.std) + np.array(config.mean)

@@ -7,6 +7,7 @@ writes a picture for each image. Without images on disk, ``skimage:coffee`` is a
 import dataclasses
 import logging
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -20,12 +21,12 @@ import tyro
 from PIL import Image
 
 import jaxvision as jv
+from experiments.augmentation import transforms
 from experiments.config import Config, use_compilation_cache
 from experiments.evaluate import load_run
-from jaxvision import visualize
+from jaxvision import data, visualize
 from jaxvision.data.images import read_image
 from jaxvision.registry import model_task
-from jaxvision.weights import Preprocessing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,12 +104,18 @@ def detect(apply, preprocess, categories, image, options) -> tuple[list[str], np
     return lines, visualize.draw_detections(image, found, names=categories, min_score=options.min_score)
 
 
-def preprocessing_of(config: Config) -> Preprocessing:
-    """What a run's validation images go through, for an image of any size."""
-    sides = config.image_size
-    if model_task(config.model) == "detection":
-        return Preprocessing(shorter_side=min(sides), longest_side=max(sides), mean=config.mean, std=config.std)
-    return Preprocessing(shorter_side=min(sides), crop=min(sides), mean=config.mean, std=config.std)
+def preprocessing_of(config: Config) -> Callable[[np.ndarray], np.ndarray]:
+    """What a run's validation images go through."""
+    frame = data.fit if model_task(config.model) == "detection" else data.cover
+
+    def preprocess(image: np.ndarray) -> np.ndarray:
+        example = {"image": image}
+        for step in transforms(config, train=False):
+            example = step(None, example)
+        pixels = frame(example, config.image_size)["image"].astype(np.float32)
+        return (pixels / 255 - np.array(config.mean, np.float32)) / np.array(config.std, np.float32)
+
+    return preprocess
 
 
 def read(name: str) -> np.ndarray:
@@ -116,7 +123,7 @@ def read(name: str) -> np.ndarray:
     if name.startswith("skimage:"):
         import skimage.data
 
-        return np.asarray(getattr(skimage.data, name.removeprefix("skimage:"))())
+        return np.asarray(Image.fromarray(getattr(skimage.data, name.removeprefix("skimage:"))()).convert("RGB"))
     return read_image(name)
 
 

@@ -7,6 +7,7 @@ and start it with the same command: it goes on from its last checkpoint.
 
 import json
 import logging
+import math
 import sys
 import time
 from pathlib import Path
@@ -26,10 +27,11 @@ from experiments.config import Config, available, to_json, use_compilation_cache
 from jaxvision import train
 from jaxvision.registry import model_task
 from jaxvision.typing import Array, Key, Variables
+from jaxvision.weights import WeightsRecord
 
 
 def run(config: Config) -> dict[str, float]:
-    """Train (or go on), evaluate the best parameters on all validation images, write results and pictures."""
+    """Train (or go on), evaluate the last parameters on all validation images, write results and pictures."""
     task = {"detection": detection, "classification": classification}[model_task(config.model)]
     train_source, val_source = task.sources(config)
     categories = train_source.categories
@@ -37,11 +39,13 @@ def run(config: Config) -> dict[str, float]:
     print(f"compiles for one input shape: {config.batch_size} x {config.image_size[0]} x {config.image_size[1]}")
 
     axis_name = train.AXIS if config.parallel == "pmap" else None
-    model = jv.get_model(config.model, num_classes=len(categories), axis_name=axis_name, **config.model_options)
+    weights = find_weights(config)
+    options = {**getattr(weights, "model_options", {}), **config.model_options, "num_classes": len(categories)}
+    model = jv.get_model(config.model, axis_name=axis_name, **options)
     # For evaluation and initialisation, which run outside pmap. The parameters are the same.
-    plain = jv.get_model(config.model, num_classes=len(categories), **config.model_options)
+    plain = jv.get_model(config.model, **options)
     key = jax.random.key(config.seed)
-    variables = initial_variables(config, plain, len(categories), key)
+    variables = initial_variables(config, plain, weights, len(categories), key)
 
     wanted = config.optimizer
     schedule = train.schedule(
@@ -101,15 +105,23 @@ def run(config: Config) -> dict[str, float]:
     return figures
 
 
-def initial_variables(config: Config, model: nn.Module, num_classes: int, key: Key[Array, ""]) -> Variables:
+def find_weights(config: Config) -> WeightsRecord | Path | None:
+    """The record or the file that the config names."""
+    if config.weights is None:
+        return None
+    return Path(config.weights) if Path(config.weights).suffix else jv.get_record(config.model, config.weights)
+
+
+def initial_variables(
+    config: Config, model: nn.Module, weights: WeightsRecord | Path | None, num_classes: int, key: Key[Array, ""]
+) -> Variables:
     """Fresh variables, or the configured weights with new layers where the classes differ."""
     images = jnp.zeros((1, *config.image_size, 3))
-    if config.weights is not None:
-        return jv.load_weights(config.model, config.weights, num_classes=num_classes)
+    if weights is not None:
+        return jv.load_weights(model, weights, num_classes=num_classes)
     variables = jax.jit(model.init)(key, images)
     if config.backbone_weights is not None:
-        name, _, weights = config.backbone_weights.partition("/")
-        backbone = jv.load_weights(model.backbone, jv.get_record(name, weights))
+        backbone = jv.load_weights(model.backbone, jv.get_record(*config.backbone_weights.split("/", 1)))
         variables = {
             collection: {**tree, "backbone": backbone[collection]} if "backbone" in tree else tree
             for collection, tree in variables.items()
@@ -117,8 +129,10 @@ def initial_variables(config: Config, model: nn.Module, num_classes: int, key: K
     return variables
 
 
-def write_json(path: Path, values: Any) -> None:
-    path.write_text(json.dumps(values, indent=1) + "\n")
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """NaN, which JSON does not know, becomes null."""
+    known = {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in values.items()}
+    path.write_text(json.dumps(known, indent=1) + "\n")
 
 
 def main() -> None:

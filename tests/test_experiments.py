@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 
 from experiments import train
+from experiments.augmentation import transforms
 from experiments.config import Augmentation, Coco, DigitScenes, Folders, available, from_json, to_json
 from experiments.evaluate import load_run
+from experiments.predict import preprocessing_of
 from jaxvision.data import digit_scenes as digit_scenes_module
 
 ROOT = Path(__file__).parent.parent
@@ -90,6 +92,21 @@ def test_config_runs(name, request, tmp_path, capsys):
     assert load_run(config.output)[0] == config
     train.run(config)  # the same command again has nothing left to do
     assert "nothing to train" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["coco_overfit", "folder_resnet18"])
+def test_training_sees_what_validation_and_prediction_see(name):
+    """But for the random part: a large image is brought to the network's size before it is enlarged and cropped."""
+    config = dataclasses.replace(
+        available()[name][1], image_size=(64, 64), augmentation=Augmentation(flip=0.0, scale=(1.0, 1.0000001))
+    )
+    image = np.tile(np.linspace(0, 255, 800, dtype=np.uint8)[None, :, None], (600, 1, 3))
+    example = {"image": image}
+    for step in transforms(config, train=True):
+        example = step(0, example)
+    pixels = preprocessing_of(config)(image) * np.array(config.std, np.float32) + np.array(config.mean, np.float32)
+    assert example["image"].shape == pixels.shape
+    np.testing.assert_allclose(example["image"] / 255, pixels, atol=0.01)
 
 
 @pytest.mark.parametrize("name", sorted(available()))

@@ -172,6 +172,23 @@ def test_any_classifier_can_be_the_backbone():
     assert found[0].masks.shape == (1, 100, 28, 28)
 
 
+def test_the_axis_reaches_every_part():
+    model = jv.get_model("maskrcnn_fpn", backbone="resnet18", num_classes=3, axis_name="data")
+    assert model.axis_name == model.backbone.axis_name == model.proposals.axis_name == "data"
+
+
+def test_targets_without_a_single_row():
+    model, images = jv.get_model("maskrcnn_small", num_classes=3), jnp.zeros((1, 64, 64, 3))
+    none = jv.Targets(
+        jnp.zeros((1, 0, 4)), jnp.zeros((1, 0), int), jnp.zeros((1, 0), bool), jnp.zeros((1, 0, 64, 64), bool)
+    )
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    loss, _ = jax.eval_shape(
+        lambda v: model.apply(v, images, none, method="loss", rngs={"sample": jax.random.key(0)}), variables
+    )
+    assert loss.shape == ()
+
+
 def test_unknown_name_suggests():
     with pytest.raises(ValueError, match="did you mean 'resnet50'"):
         jv.get_model("resnet_50")

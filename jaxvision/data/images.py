@@ -25,6 +25,8 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     """
     try:
         with Image.open(path) as picture:
+            if picture.mode.startswith(("I", "F")):
+                raise ValueError(f"mode {picture.mode}: more than 8 bits a channel; scale it to 8 bits first")
             return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
     except FileNotFoundError as error:
         raise ValueError(f"{path}: no such image file") from error

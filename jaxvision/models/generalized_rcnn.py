@@ -111,6 +111,7 @@ class GeneralizedRCNN(nn.Module):
         Images without objects are negative examples. No gradient flows through the proposals' coordinates.
         """
         sizes = _whole(images) if image_sizes is None else image_sizes
+        targets = _at_least_one(targets)
         keys = self._keys(images.shape[0])
         features = self.features(images, train=train)
         rpn_logits, rpn_offsets, anchors = self._rpn(features, images.shape[1:3])
@@ -214,7 +215,7 @@ class GeneralizedRCNN(nn.Module):
             raise ValueError("the detector has a mask head, but the targets have no masks")
         size = self.mask_head.mask_size
         crop = jax.vmap(lambda truth, regions, match: masks.crop(truth, regions, match, size=size))
-        wanted = crop(targets.masks.astype(regions.dtype), regions, match).reshape(-1, size, size)
+        wanted = crop(targets.masks, regions, match).reshape(-1, size, size)
         pooled = self._pool(features, image_size, regions, self.mask_head.pool_size)
         error = losses.binary_cross_entropy(self.mask_head(pooled, labels.reshape(-1) + 1), wanted).mean((1, 2))
         return losses.weighted_mean(error, positive.reshape(-1), axis_name=self.axis_name)
@@ -260,7 +261,18 @@ class GeneralizedRCNN(nn.Module):
 
 
 def _whole(images: Float[Array, "b h w 3"]) -> Float[Array, "b 2"]:
-    return jnp.tile(jnp.asarray(images.shape[1:3], images.dtype)[None], (images.shape[0], 1))
+    return jnp.tile(jnp.asarray(images.shape[1:3], jnp.float32)[None], (images.shape[0], 1))
+
+
+def _at_least_one(targets: Targets) -> Targets:
+    """With a row of padding where there is no row at all, so that there is something to gather from."""
+    if targets.boxes.shape[1] > 0:
+        return targets
+
+    def pad(leaf):
+        return jnp.pad(leaf, [(0, 0), (0, 1)] + [(0, 0)] * (leaf.ndim - 2))
+
+    return jax.tree.map(pad, targets)
 
 
 def _pyramid(features: Features) -> list[str]:
@@ -297,9 +309,18 @@ def rcnn_fpn(
 
 
 @register(task="detection")
-def fasterrcnn_fpn(backbone: str = "resnet50", *, num_classes: int = 90, **options) -> GeneralizedRCNN:
-    """Faster R-CNN with a pyramid over any registered classifier, by name."""
-    return rcnn_fpn(get_model(backbone, num_classes=0), num_classes=num_classes, **options)
+def fasterrcnn_fpn(
+    backbone: str = "resnet50",
+    *,
+    num_classes: int = 90,
+    frozen_norm: bool = False,
+    axis_name: str | None = None,
+    **options,
+) -> GeneralizedRCNN:
+    """Faster R-CNN with a pyramid over any registered classifier, by name. frozen_norm: if the backbone has norms."""
+    norm = {"frozen_norm": True} if frozen_norm else {}
+    network = get_model(backbone, num_classes=0, axis_name=axis_name, **norm)
+    return rcnn_fpn(network, num_classes=num_classes, axis_name=axis_name, **options)
 
 
 @register(task="detection")

@@ -39,6 +39,7 @@ class SqueezeNet(nn.Module):
     stem: tuple[int, int]  # channels, window
     stages: tuple[tuple[tuple[int, int], ...], ...]
     num_classes: int = 1000
+    axis_name: str | None = None  # every model takes one; nothing here depends on the rest of the batch
 
     feature_names: ClassVar[tuple[str, ...]] = ("c1", "c2", "c3", "c4")
 

@@ -134,12 +134,12 @@ def _tuples(options: dict[str, Any]) -> dict[str, Any]:
 
 def _open(image: Any):
     """A Pillow image in RGB, fully read."""
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     if isinstance(image, str | Path):
         try:
             with Image.open(image) as file:
-                return file.convert("RGB")
+                return ImageOps.exif_transpose(file).convert("RGB")  # upright, as the photographer saw it
         except FileNotFoundError:
             raise
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:

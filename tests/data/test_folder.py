@@ -61,3 +61,10 @@ def test_bad_folders(root, tmp_path):
     with pytest.raises(ValueError, match="cow: no pictures"):
         ImageFolder(root)
     assert ImageFolder(root, on_error="skip").categories == ("cat", "cow", "dog")
+
+
+def test_more_than_8_bits_are_refused_not_saturated(tmp_path):
+    (tmp_path / "x").mkdir()
+    Image.fromarray(np.full((4, 4), 1000, np.uint16)).save(tmp_path / "x" / "deep.png")
+    with pytest.raises(ValueError, match=r"deep\.png.*8 bits"):
+        ImageFolder(tmp_path)[0]
