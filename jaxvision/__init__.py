@@ -10,6 +10,7 @@
 """
 
 from jaxvision import losses, models, ops, typing
+from jaxvision.models.folding import fold_batch_norm
 from jaxvision.registry import get_model, list_models, register
 from jaxvision.typing import Detections, Targets
 from jaxvision.version import __version__
@@ -19,6 +20,7 @@ __all__ = [
     "Detections",
     "Targets",
     "__version__",
+    "fold_batch_norm",
     "from_torch",
     "get_model",
     "get_record",

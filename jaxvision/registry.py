@@ -1,10 +1,12 @@
-"""The one table of models: ``register``, ``get_model``, ``list_models``."""
+"""The one table of models: ``register``, ``get_model``, ``list_models``; and what any model can be initialised with."""
 
 import difflib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 
 
 class Entry(NamedTuple):
@@ -50,6 +52,13 @@ def list_models(*, task: str | None = None) -> list[str]:
 def model_task(name: str) -> str:
     """The task a model is registered for."""
     return _entry(name).task
+
+
+def example_images(model: nn.Module) -> jax.Array:
+    """One black image of the model's ``in_channels`` and of a size that it can be initialised with: its class's
+    ``init_size``, 64 pixels where it has none."""
+    size = getattr(model, "init_size", 64)
+    return jnp.zeros((1, size, size, getattr(model, "in_channels", 3)))
 
 
 def _entry(name: str) -> Entry:

@@ -3,7 +3,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
+from jaxvision.layers.convolution import Conv, ConvTranspose, Dense
 from jaxvision.layers.fpn import FPN, enlarge_nearest
 from jaxvision.layers.norm import BatchNorm
 from jaxvision.layers.roi_heads import BoxHead, MaskHead
@@ -41,6 +43,44 @@ def test_frozen_batch_norm_is_constant():
         variables["params"]
     )
     assert not any(bool(leaf.any()) for leaf in jax.tree.leaves(grads))
+
+
+def test_batch_norm_keeps_its_digits_far_from_zero():
+    """A channel whose mean is large beside its spread, where the mean square less the squared mean has no digits."""
+    x, norm = images() + 3000, BatchNorm()
+    variables = norm.init(jax.random.key(0), x)
+    y, _ = norm.apply(variables, x, train=True, mutable=["batch_stats"])
+    values = np.asarray(x, np.float64).reshape(-1, 3)
+    np.testing.assert_allclose(y.reshape(-1, 3), (values - values.mean(0)) / values.std(0), atol=1e-3)
+
+
+def test_batch_norm_derivatives(x64):
+    x, norm = images(shape=(2, 2, 3, 2)).astype(jnp.float64), BatchNorm()
+    variables = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), norm.init(jax.random.key(0), x))
+
+    def normalised(params, x):
+        return norm.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])[0]
+
+    check_grads(normalised, (variables["params"], x), order=2, modes=["fwd", "rev"])
+
+
+def test_layers_compute_in_the_dtype_of_their_input():
+    """float32 parameters and running statistics, whatever the images are."""
+    x = images(shape=(2, 8, 8, 3))
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = BatchNorm()(Conv(4, 3)(x), train=True)
+            return x, ConvTranspose(5, 2, strides=2)(x), Dense(6)(x)
+
+    variables = Net().init(jax.random.key(0), x)
+    exact, _ = Net().apply(variables, x, mutable=["batch_stats"])
+    outputs, updates = Net().apply(variables, x.astype(jnp.bfloat16), mutable=["batch_stats"])
+    for output, wanted in zip(outputs, exact):
+        assert output.dtype == jnp.bfloat16 and wanted.dtype == jnp.float32
+        np.testing.assert_allclose(output.astype(jnp.float32), wanted, atol=0.1)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((variables, updates)))
 
 
 def test_batch_norm_over_an_axis_is_the_whole_batch():

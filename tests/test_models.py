@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from model_table import CLASSIFIERS, DETECTORS, ROWS
 
 import jaxvision as jv
@@ -93,6 +94,22 @@ def test_classifier(row):
     _, unchanged = model.apply(variables, images, mutable=["batch_stats"])
     for old, new in zip(jax.tree.leaves(variables.get("batch_stats", {})), jax.tree.leaves(unchanged)):
         np.testing.assert_array_equal(old, new)
+
+
+@ids([row for row in ROWS if row.run])
+def test_folded_batch_norm(row):
+    model, images = jv.get_model(row.name, **row.options), inputs(row)
+    variables = randomised(jax.jit(model.init)(jax.random.key(0), images))
+    folded = jv.fold_batch_norm(model, variables)
+    names = {path[-1] for path in flatten_dict(folded)}
+    assert "batch_stats" not in folded and "scale" not in names  # in these models every norm follows a convolution
+    method = "features" if row in DETECTORS else None  # a detector's choices may flip by rounding
+    apply = jax.jit(lambda variables: model.apply(variables, images, method=method))
+    wanted, got = apply(variables), apply(folded)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(a).max()), wanted, got)
+    if "batch_stats" in variables:
+        with pytest.raises(ValueError, match="folded into a convolution"):
+            model.apply(folded, images, train=True, rngs={"dropout": jax.random.key(0)})
 
 
 def test_bottlenecks_train():

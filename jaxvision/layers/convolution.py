@@ -1,4 +1,7 @@
-"""Convolutions with parameters, around ``ops.convolution``."""
+"""Convolutions and dense layers with parameters.
+
+They compute in the dtype of their input: bfloat16 images make a bfloat16 network, whose parameters stay float32.
+"""
 
 from collections.abc import Callable
 
@@ -32,14 +35,14 @@ class Conv(nn.Module):
         shape = (*pair(self.window), x.shape[-1] // self.groups, self.features)
         x = conv(
             x,
-            self.param("kernel", self.kernel_init, shape),
+            self.param("kernel", self.kernel_init, shape).astype(x.dtype),
             strides=self.strides,
             padding=self.padding,
             dilation=self.dilation,
             groups=self.groups,
         )
         if self.use_bias:
-            x = x + self.param("bias", self.bias_init, (self.features,))[None, None, None, :]
+            x = x + self.param("bias", self.bias_init, (self.features,)).astype(x.dtype)[None, None, None, :]
         return x
 
 
@@ -58,9 +61,23 @@ class ConvTranspose(nn.Module):
         shape = (*pair(self.window), x.shape[-1], self.features)
         x = conv_transpose(
             x,
-            self.param("transposed_kernel", self.kernel_init, shape),
+            self.param("transposed_kernel", self.kernel_init, shape).astype(x.dtype),
             strides=self.strides,
             padding=self.padding,
             output_padding=self.output_padding,
         )
-        return x + self.param("bias", initializers.zeros, (self.features,))[None, None, None, :]
+        return x + self.param("bias", initializers.zeros, (self.features,)).astype(x.dtype)[None, None, None, :]
+
+
+class Dense(nn.Module):
+    """``x @ kernel + bias``; parameters ``kernel`` [in, out] and ``bias``."""
+
+    features: int
+    kernel_init: Callable = initializers.lecun_normal()
+    bias_init: Callable = initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features)).astype(x.dtype)
+        bias = self.param("bias", self.bias_init, (self.features,)).astype(x.dtype)
+        return x @ kernel + bias[(None,) * (x.ndim - 1)]

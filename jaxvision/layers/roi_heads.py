@@ -5,7 +5,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from flax.linen import initializers
 
-from jaxvision.layers.convolution import Conv, ConvTranspose, he_normal_fan_out
+from jaxvision.layers.convolution import Conv, ConvTranspose, Dense, he_normal_fan_out
 from jaxvision.typing import Array, Float, Int
 
 
@@ -25,11 +25,11 @@ class BoxHead(nn.Module):
         self, features: Float[Array, "n s s c"]
     ) -> tuple[Float[Array, "n classes_and_background"], Float[Array, "n classes_and_background 4"]]:
         x = features.transpose(0, 3, 1, 2).reshape(features.shape[0], -1)
-        x = nn.relu(nn.Dense(self.hidden, name="fc6")(x))
-        x = nn.relu(nn.Dense(self.hidden, name="fc7")(x))
+        x = nn.relu(Dense(self.hidden, name="fc6")(x))
+        x = nn.relu(Dense(self.hidden, name="fc7")(x))
         outputs = self.num_classes + 1
-        logits = nn.Dense(outputs, kernel_init=initializers.normal(0.01), name="cls_score")(x)
-        offsets = nn.Dense(4 * outputs, kernel_init=initializers.normal(0.001), name="bbox_pred")(x)
+        logits = Dense(outputs, kernel_init=initializers.normal(0.01), name="cls_score")(x)
+        offsets = Dense(4 * outputs, kernel_init=initializers.normal(0.001), name="bbox_pred")(x)
         return logits, offsets.reshape(-1, outputs, 4)
 
 
@@ -65,6 +65,6 @@ class ConvOfClass(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], wanted: Int[Array, " n"]) -> Float[Array, "n h w"]:
-        kernel = self.param("kernel", he_normal_fan_out, (1, 1, x.shape[-1], self.features))
-        bias = self.param("bias", initializers.zeros, (self.features,))
+        kernel = self.param("kernel", he_normal_fan_out, (1, 1, x.shape[-1], self.features)).astype(x.dtype)
+        bias = self.param("bias", initializers.zeros, (self.features,)).astype(x.dtype)
         return jnp.einsum("nhwc,cn->nhw", x, kernel[0, 0][:, wanted]) + bias[wanted][:, None, None]

@@ -78,9 +78,13 @@ class GeneralizedRCNN(nn.Module):
         (r"^roi_heads\.mask_head\.mask_fcn4\.", "roi_heads.mask_head.3.0."),
     )
 
+    @property
+    def in_channels(self) -> int:
+        return self.backbone.in_channels
+
     def __call__(
         self,
-        images: Float[Array, "b h w 3"],
+        images: Float[Array, "b h w c"],
         image_sizes: Float[Array, "b 2"] | None = None,
         *,
         train: bool = False,
@@ -92,14 +96,14 @@ class GeneralizedRCNN(nn.Module):
         regions, valid = self.proposals.propose(rpn_logits, rpn_offsets, anchors, sizes)
         return self._detections(features, images.shape[1:3], regions, valid, sizes), features
 
-    def detect(self, images: Float[Array, "b h w 3"], image_sizes: Float[Array, "b 2"] | None = None) -> Detections:
+    def detect(self, images: Float[Array, "b h w c"], image_sizes: Float[Array, "b 2"] | None = None) -> Detections:
         """The detections alone. Differentiable: boxes, scores and masks have gradients with respect to images and
         parameters, along the choices that top-k and NMS made."""
         return self(images, image_sizes)[0]
 
     def loss(
         self,
-        images: Float[Array, "b h w 3"],
+        images: Float[Array, "b h w c"],
         targets: Targets,
         image_sizes: Float[Array, "b 2"] | None = None,
         *,
@@ -121,7 +125,7 @@ class GeneralizedRCNN(nn.Module):
         total = sum(terms.values())
         return total, {"loss": total, **terms}
 
-    def features(self, images: Float[Array, "b h w 3"], *, train: bool = False) -> Features:
+    def features(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Features:
         """The backbone's and the neck's maps by name."""
         features = self.backbone(images, train=train)[1]
         return {**features, **self.neck(features)}
@@ -260,7 +264,7 @@ class GeneralizedRCNN(nn.Module):
         )
 
 
-def _whole(images: Float[Array, "b h w 3"]) -> Float[Array, "b 2"]:
+def _whole(images: Float[Array, "b h w c"]) -> Float[Array, "b 2"]:
     return jnp.tile(jnp.asarray(images.shape[1:3], jnp.float32)[None], (images.shape[0], 1))
 
 
@@ -294,7 +298,7 @@ def rcnn_fpn(
 
     The default RPN has anchors of 32, 64, … pixels, one size a level. ``options`` go to ``GeneralizedRCNN``.
     """
-    levels = tuple(name for name in backbone.feature_names if name != "c1")
+    levels = tuple(name for name in backbone.feature_names if name not in ("c0", "c1"))
     rpn = rpn or RPN(sizes=tuple((32.0 * 2**index,) for index in range(len(levels) + 1)))
     return GeneralizedRCNN(
         backbone=backbone,

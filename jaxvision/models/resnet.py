@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxvision import ops
-from jaxvision.layers.convolution import Conv
+from jaxvision.layers.convolution import Conv, Dense
 from jaxvision.layers.norm import BatchNorm
 from jaxvision.registry import register
 from jaxvision.typing import Array, Float
@@ -60,6 +60,7 @@ class ResNet(nn.Module):
     stage_sizes: tuple[int, int, int, int]
     block: Literal["basic", "bottleneck"]
     num_classes: int = 1000
+    in_channels: int = 3
     width: int = 64
     dilate: tuple[bool, bool, bool] = (False, False, False)
     frozen_norm: bool = False
@@ -70,7 +71,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "b h w 3"], *, train: bool = False
+        self, images: Float[Array, "b h w c"], *, train: bool = False
     ) -> tuple[Float[Array, "b k"], dict[str, Float[Array, "b _ _ _"]]]:
         norm = BatchNorm(epsilon=self.norm_epsilon, frozen=self.frozen_norm, axis_name=self.axis_name, parent=None)
         x = Conv(self.width, 7, strides=2, padding=3, use_bias=False, name="conv1")(images)
@@ -94,7 +95,7 @@ class ResNet(nn.Module):
             features[f"c{stage + 2}"] = x
         outputs = jnp.mean(x, axis=(1, 2))
         if self.num_classes:
-            outputs = nn.Dense(self.num_classes, name="fc")(outputs)
+            outputs = Dense(self.num_classes, name="fc")(outputs)
         return outputs, features
 
 

@@ -39,13 +39,14 @@ class SqueezeNet(nn.Module):
     stem: tuple[int, int]  # channels, window
     stages: tuple[tuple[tuple[int, int], ...], ...]
     num_classes: int = 1000
+    in_channels: int = 3
     axis_name: str | None = None  # every model takes one; nothing here depends on the rest of the batch
 
     feature_names: ClassVar[tuple[str, ...]] = ("c1", "c2", "c3", "c4")
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "b h w 3"], *, train: bool = False
+        self, images: Float[Array, "b h w c"], *, train: bool = False
     ) -> tuple[Float[Array, "b k"], dict[str, Float[Array, "b _ _ _"]]]:
         channels, window = self.stem
         x = nn.relu(Conv(channels, window, strides=2, kernel_init=he_uniform, name="features_0")(images))

@@ -10,7 +10,7 @@ From our path to torch's key: join the modules with dots, apply the module class
 
 A module class states its exceptions in class attributes, of which only the outermost module's count: ``torch_names``,
 (regular expression, replacement) pairs for our dotted path, and ``torch_legacy_names``, pairs for keys of older
-checkpoints. ``init_shape`` is the shape of the images that it is initialised with, (1, 64, 64, 3) by default.
+checkpoints.
 """
 
 import re
@@ -114,12 +114,7 @@ def match(module: nn.Module, state_dict: Mapping[str, Any]) -> tuple[dict[Path, 
 
 def template(module: nn.Module) -> dict[Path, jax.ShapeDtypeStruct]:
     """Shapes of the model's variables by path, without computing anything."""
-    return flatten_dict(jax.eval_shape(module.init, jax.random.key(0), example_images(module)))
-
-
-def example_images(module: nn.Module) -> jax.Array:
-    """Images of a shape that the model can be initialised with."""
-    return jnp.zeros(getattr(module, "init_shape", (1, 64, 64, 3)))
+    return flatten_dict(jax.eval_shape(module.init, jax.random.key(0), registry.example_images(module)))
 
 
 def torch_keys(module: nn.Module, paths: Mapping[Path, Any]) -> dict[Path, str]:

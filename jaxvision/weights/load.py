@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxvision import registry
 from jaxvision.typing import Variables
-from jaxvision.weights.convert import Misshapen, example_images, match, misfit, template, torch_keys
+from jaxvision.weights.convert import Misshapen, match, misfit, template, torch_keys
 from jaxvision.weights.files import PICKLES, read_state_dict
 from jaxvision.weights.records import WeightsRecord, get_record
 
@@ -79,7 +79,7 @@ def _start_anew(module: nn.Module, misshapen: list[Misshapen]) -> dict[tuple[str
 
     @jax.jit
     def init(key):
-        variables = flatten_dict(module.init(key, example_images(module)))
+        variables = flatten_dict(module.init(key, registry.example_images(module)))
         return [variables[item.path] for item in misshapen]
 
     return dict(zip([item.path for item in misshapen], init(jax.random.key(0))))

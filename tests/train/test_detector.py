@@ -6,6 +6,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from experiments.detection import loss_of
@@ -68,8 +69,9 @@ def make_batches(count=20):
     )
 
 
-def make_model(axis_name=None):
-    return get_model("maskrcnn_small", num_classes=CLASSES, regions=16, axis_name=axis_name)
+def make_model(axis_name=None, frozen_norm=False):
+    model = get_model("maskrcnn_small", num_classes=CLASSES, regions=16, axis_name=axis_name)
+    return model.clone(backbone=model.backbone.clone(frozen_norm=frozen_norm))
 
 
 @functools.cache
@@ -81,9 +83,9 @@ def start():
 
 
 @functools.cache
-def parallel(mode, count):
+def parallel(mode, count, frozen_norm=False):
     """Compiled once for all tests: it is what takes the time here."""
-    grad_fn = train.value_and_grads(loss_of(make_model(train.AXIS if mode == "pmap" else None)))
+    grad_fn = train.value_and_grads(loss_of(make_model(train.AXIS if mode == "pmap" else None, frozen_norm)))
     if mode == "pmap":
         grad_fn = train.mean_over(grad_fn, train.AXIS)
     return train.parallelize(train.make_train_step(grad_fn, TX), mode=mode, devices=jax.devices()[:count])
@@ -103,29 +105,50 @@ def run(parallel, batches, *, dtype=np.float32):
     return jax.device_get(parallel.unshard(state)), history
 
 
-@pytest.fixture(scope="module")
-def five_steps_alone():
-    with jax.enable_x64(True):
-        return run(parallel("jit", 1), itertools.islice(make_batches(), 5), dtype=np.float64)
+def assert_equal_runs(found, wanted, tolerance):
+    """Parameters, statistics and optimiser, each leaf relative to its largest value; and every step's metrics."""
+    (state, history), (alone, alone_history) = found, wanted
+    for name in ("params", "model_state", "opt_state"):
+        pairs = zip(jax.tree.leaves_with_path(getattr(state, name)), jax.tree.leaves(getattr(alone, name)), strict=True)
+        for (path, x), y in pairs:
+            error = np.abs(x - y).max() / max(np.abs(y).max(), 1e-30)
+            assert error < tolerance, f"{name}{jax.tree_util.keystr(path)}: {error:.1e} of the largest value"
+    for metrics, wanted in zip(history, alone_history, strict=True):
+        for name, value in wanted.items():
+            np.testing.assert_allclose(metrics[name], value, rtol=tolerance, err_msg=name)
+
+
+@functools.cache
+def five_steps_alone(dtype, frozen_norm):
+    return run(parallel("jit", 1, frozen_norm), itertools.islice(make_batches(), 5), dtype=dtype)
 
 
 @pytest.mark.parametrize("mode", ["jit", "pmap"])
-def test_eight_devices_equal_one(five_steps_alone, x64, mode):
+def test_eight_devices_equal_one(x64, mode):
     """Batch norm, the sampled regions and the normalisers of the losses are those of the global batch.
 
-    In float64: in float32 the order of sums moves an activation over the kink of a ReLU now and then, which shows as
-    a step of 1e-5 in the gradients, and hides what a wrong normaliser would do.
+    In float64: batch norm divides by differences of large sums, whose order changes float32 gradients by 1e-4 of a bias
+    that started at zero; that hides what a wrong normaliser would do.
     """
-    alone, alone_history = five_steps_alone
-    state, history = run(parallel(mode, 8), itertools.islice(make_batches(), 5), dtype=np.float64)
-    for name in ("params", "model_state", "opt_state"):
-        found, wanted = getattr(state, name), getattr(alone, name)
-        for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(wanted), strict=True):
-            error = np.abs(x - y).max() / max(np.abs(y).max(), 1e-30)
-            assert error < 1e-12, f"{name}{jax.tree_util.keystr(path)}: {error:.1e} of the largest value"
+    eight = run(parallel(mode, 8), itertools.islice(make_batches(), 5), dtype=np.float64)
+    assert_equal_runs(eight, five_steps_alone(np.float64, False), 1e-12)
+
+
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
+def test_eight_devices_equal_one_in_float32(mode):
+    """As detectors are mostly trained, batch norm frozen; relative to the length of the vector of all parameters.
+
+    A single leaf may differ by more: one activation that rounding moves over the kink of a ReLU shows as 1e-5 of a bias
+    that started at zero.
+    """
+    (state, history), (alone, alone_history) = (
+        run(parallel(mode, 8, frozen_norm=True), itertools.islice(make_batches(), 5)),
+        five_steps_alone(np.float32, True),
+    )
+    difference = jax.tree.map(np.subtract, state.params, alone.params)
+    assert optax.global_norm(difference) < 1e-5 * optax.global_norm(alone.params)
     for metrics, wanted in zip(history, alone_history, strict=True):
-        for name, value in wanted.items():
-            np.testing.assert_allclose(metrics[name], value, rtol=1e-12, err_msg=name)
+        np.testing.assert_allclose(metrics["loss"], wanted["loss"], rtol=1e-5)
 
 
 class Recorded:

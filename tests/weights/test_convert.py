@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxvision import registry
 from jaxvision.weights.convert import from_torch, to_torch
 
 
@@ -30,7 +31,8 @@ class Block(nn.Module):
 class Model(nn.Module):
     num_classes: int = 4
 
-    init_shape: ClassVar[tuple[int, ...]] = (1, 8, 8, 2)
+    init_size: ClassVar[int] = 8
+    in_channels: int = 2
     torch_names: ClassVar[tuple[tuple[str, str], ...]] = (
         (r"^neck\.", "backbone.neck."),
         (r"\.inner_(\d+)", r".inner_\1_0"),
@@ -88,7 +90,7 @@ def test_names_and_layouts():
 
 def test_the_tree_is_the_one_init_makes():
     variables = from_torch(Model(), state_dict())
-    initial = Model().init(jax.random.key(0), jnp.zeros(Model.init_shape))
+    initial = Model().init(jax.random.key(0), registry.example_images(Model()))
     assert jax.tree.structure(variables) == jax.tree.structure(initial)
     same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), variables, initial)
     assert jax.tree.all(same)
