@@ -1,5 +1,5 @@
 """Importing this package registers every model; one line a family."""
 
-from jaxvision.models import generalized_rcnn, resnet, squeezenet
+from jaxvision.models import generalized_rcnn, mnasnet, mobilenet, resnet, shufflenet, squeezenet
 
-__all__ = ["generalized_rcnn", "resnet", "squeezenet"]
+__all__ = ["generalized_rcnn", "mnasnet", "mobilenet", "resnet", "shufflenet", "squeezenet"]
