@@ -21,7 +21,6 @@ ROOMS = {
     "fit": "pipeline",
     "flip_horizontal": "transforms",
     "load_digit_scenes": "digit_scenes",
-    "prefetch_to_device": "pipeline",
     "random_crop": "transforms",
     "resize": "transforms",
     "scale_jitter": "transforms",

@@ -7,7 +7,7 @@ threads read it, and ``set_state`` continues it exactly.
 import collections
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, SupportsIndex
 
 import grain
@@ -18,7 +18,7 @@ from jaxvision.data.source import DetectionSource, Example, Source
 from jaxvision.data.transforms import crop, resize
 from jaxvision.typing import Targets
 
-__all__ = ["Batches", "DevicePrefetch", "classification_batches", "detection_batches", "prefetch_to_device"]
+__all__ = ["Batches", "classification_batches", "detection_batches"]
 
 Batch = dict[str, Any]
 Transform = Callable[[Any, Example], Example]  # (key, example) -> example
@@ -95,18 +95,20 @@ class Tally:
             )
 
 
-class Padded:
-    """A source continued by None to ``length`` examples."""
+class Share:
+    """The rows of one process: of each ``count * rows`` records in a row its own ``rows``, so that the processes' rows
+    one after the other are the batch that a single process would have. Records beyond the last are None."""
 
-    def __init__(self, source: Source, length: int):
-        self.source = source
-        self.length = length
+    def __init__(self, records: grain.MapDataset, *, rows: int, index: int, count: int, batches: int):
+        self.records, self.rows, self.index, self.count, self.batches = records, rows, index, count, batches
 
     def __len__(self) -> int:
-        return self.length
+        return self.batches * self.rows
 
-    def __getitem__(self, index: SupportsIndex) -> Example | None:
-        return self.source[index] if int(index) < len(self.source) else None
+    def __getitem__(self, index: SupportsIndex) -> Batch | None:
+        batch, row = divmod(int(index), self.rows)
+        position = (batch * self.count + self.index) * self.rows + row
+        return self.records[position] if position < len(self.records) else None
 
 
 def detection_batches(
@@ -133,7 +135,10 @@ def detection_batches(
     A batch holds ``images`` float32 [b, H, W, 3] (``(x / 255 - mean) / std``, zero in the padding), ``image_sizes``
     and ``original_sizes`` float32 [b, 2] ((h, w) inside the padding and before the transforms), ``image_ids`` int32
     [b], ``valid`` bool [b] and ``targets``.  Images that do not fit are shrunk.  Crowd regions and boxes without area
-    never become targets; of more than ``max_objects`` the largest stay.  ``batch_size`` counts this process's rows.
+    never become targets; of more than ``max_objects`` the largest stay.
+
+    ``batch_size`` counts this process's rows: each process reads its own, and all of them, in the order of the
+    processes, are the batch of one process that reads everything (as long as no unreadable example is passed over).
 
     With ``repeat`` the stream is endless, each epoch shuffled anew, and unreadable examples are passed over.  Without,
     unreadable examples and the rest of the last batch are rows with ``valid=False`` (image_ids -1), so that every
@@ -254,33 +259,28 @@ def batches(
     """The Grain part that both kinds of batches share; ``empty`` is the row of a missing example."""
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index {process_index} must lie in 0 ... process_count - 1 = {process_count - 1}")
-    if len(source) < process_count:
-        raise ValueError(f"{len(source)} examples are too few for {process_count} processes; use fewer processes")
     keep_gaps = not repeat and not drop_remainder
-    if keep_gaps:
-        length = -(-len(source) // (batch_size * process_count)) * batch_size * process_count
-        source = Padded(source, length)
-    else:
-        length = len(source) // process_count * process_count
-        if not repeat and length < batch_size * process_count:
-            raise ValueError(
-                f"{len(source)} examples do not fill one batch of {batch_size} on {process_count} processes; "
-                "use a smaller batch or drop_remainder=False"
-            )
+    whole = batch_size * process_count
+    if not keep_gaps and not repeat and len(source) < whole:
+        raise ValueError(
+            f"{len(source)} examples do not fill one batch of {batch_size} on {process_count} processes; "
+            "use a smaller batch or drop_remainder=False"
+        )
     records = grain.MapDataset.source(source).seed(seed)
     if shuffle:
         records = records.shuffle()
-    # The random map stands before the slice: its generator follows the position in the global stream.
-    shard = records.random_map(prepare).slice(slice(process_index, length, process_count))
+    records = records.random_map(prepare)  # its generator follows the position in the stream of all processes
     if repeat:
-        shard = shard.repeat()
+        records = records.repeat()
+    count = len(records) // whole if not keep_gaps else -(-len(records) // whole)
+    share = Share(records, rows=batch_size, index=process_index, count=process_count, batches=count)
     threads = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=2 * batch_size if workers else 0)
     return Batches(
-        iter(shard.to_iter_dataset(threads, allow_nones=True)),
+        iter(grain.MapDataset.source(share).to_iter_dataset(threads, allow_nones=True)),
         lambda rows: stack([empty if row is None else row for row in rows]),
         batch_size=batch_size,
         keep_gaps=keep_gaps,
-        patience=length // process_count,
+        patience=len(source),
         dropped=dropped,
     )
 
@@ -359,58 +359,3 @@ def pad_targets(
         masks=padded(example["masks"], image_size, bool) if with_masks else None,
         keypoints=padded(example["keypoints"], (num_keypoints, 3), np.float32) if num_keypoints else None,
     )
-
-
-class DevicePrefetch:
-    """Batches on the device, some ahead of use; ``get_state`` names the batch after the last one handed out."""
-
-    def __init__(self, iterator: Iterator, *, size: int, sharding: jax.sharding.Sharding | None):
-        self._iterator = iterator
-        self._size = size
-        self._sharding = sharding
-        self._ready: collections.deque = collections.deque()  # (batch, the position after it)
-        self._state = iterator.get_state()
-
-    def __iter__(self) -> "DevicePrefetch":
-        return self
-
-    def __next__(self) -> Batch:
-        while len(self._ready) < self._size:
-            batch = next(self._iterator, None)
-            if batch is None:
-                break
-            self._ready.append((jax.tree.map(self._put, batch), self._iterator.get_state()))
-        if not self._ready:
-            raise StopIteration
-        batch, self._state = self._ready.popleft()
-        return batch
-
-    def _put(self, array: np.ndarray) -> jax.Array:
-        if self._sharding is None:
-            return jax.device_put(array)
-        return jax.make_array_from_process_local_data(self._sharding, array)
-
-    @property
-    def dropped(self) -> dict[str, int]:
-        return self._iterator.dropped
-
-    def get_state(self) -> dict[str, Any]:
-        return self._state
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        self._ready.clear()
-        self._iterator.set_state(state)
-        self._state = state
-
-
-def prefetch_to_device(
-    iterator: Iterator, *, size: int = 2, sharding: jax.sharding.Sharding | None = None
-) -> DevicePrefetch:
-    """The batches of ``iterator`` (of this module) as jax arrays, transferred up to ``size`` batches before use.
-
-    sharding: of every array, for example ``NamedSharding(mesh, P("data"))`` to split the rows over devices; with
-    several processes each gives its own rows of the global batch.
-    """
-    if size < 1:
-        raise ValueError(f"size must be at least 1, not {size}")
-    return DevicePrefetch(iterator, size=size, sharding=sharding)

@@ -2,8 +2,10 @@
 
 from jaxvision.train.checkpoint import Checkpointer, Restored, load_variables
 from jaxvision.train.loop import Batches, NonFiniteLossError, fit
-from jaxvision.train.optim import matching, optimizer, scale_learning_rate, schedule
+from jaxvision.train.mixing import cutmix, mixup
+from jaxvision.train.optim import matching, optimizer, schedule
 from jaxvision.train.parallel import AXIS, Parallel, parallelize
+from jaxvision.train.processes import connect, gather
 from jaxvision.train.state import TrainState, create_state, state_variables
 from jaxvision.train.step import accumulate, make_train_step, mean_over, value_and_grads
 from jaxvision.train.writers import JsonlWriter, TensorBoardWriter, Writer
@@ -20,15 +22,18 @@ __all__ = [
     "TrainState",
     "Writer",
     "accumulate",
+    "connect",
     "create_state",
+    "cutmix",
     "fit",
+    "gather",
     "load_variables",
     "make_train_step",
     "matching",
     "mean_over",
+    "mixup",
     "optimizer",
     "parallelize",
-    "scale_learning_rate",
     "schedule",
     "state_variables",
     "value_and_grads",

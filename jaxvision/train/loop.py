@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxvision.train.checkpoint import Checkpointer
 from jaxvision.train.parallel import Parallel
+from jaxvision.train.processes import gather
 from jaxvision.train.progress import Progress
 from jaxvision.train.state import TrainState
 from jaxvision.train.writers import Writer
@@ -84,9 +85,12 @@ def fit(
     patience: stop after so many evaluations in a row without a better value.
     Metrics come to the host every ``log_every`` steps and before each evaluation and checkpoint: the mean over the
     steps since the last time.
-    SIGTERM or SIGINT: the step is finished, a checkpoint written, and SystemExit(0) raised.
+    SIGTERM or SIGINT: the step is finished, a checkpoint written, and SystemExit(0) raised. Of several processes one
+    is enough; they agree when the metrics come to the hosts, so at most ``log_every`` steps later.
+    Several processes (``processes.connect``): all call this with the same arguments, ``batches`` apart, which give each
+    its own rows; writers for one of them. Each evaluates, and process 0's values count.
     Raises: NonFiniteLossError at most ``log_every`` steps late, and never after a later checkpoint; ValueError if the
-    checkpoint is of another model, or ``batches`` end.
+    checkpoint is of another model or another number of processes, or ``batches`` end.
     """
     if best_metric is not None and (evaluate is None or eval_every is None):
         raise ValueError(f"best_metric={best_metric!r} needs evaluate and eval_every")
@@ -106,6 +110,7 @@ def fit(
     state = parallel.shard_state(state)
     try:
         with _signals() as received:
+            ending = 0
             for step in range(start + 1, total_steps + 1):
                 state = meter.run(parallel, state, batches, step)
                 last, stop = step == total_steps, False
@@ -114,14 +119,16 @@ def fit(
                 if evaluate is not None and (last or (eval_every and step % eval_every == 0)):
                     meter.flush(step)
                     stop = run.evaluate(evaluate, parallel.unshard(state), step, meter)
-                if step % checkpoint_every == 0 or last or stop or received:
+                if step % log_every == 0 or jax.process_count() == 1:
+                    ending = max(gather(received[0] if received else 0))
+                if step % checkpoint_every == 0 or last or stop or ending:
                     meter.flush(step)
                     run.save(step, parallel.unshard(state))
                 if stop and not last:
                     progress.say(f"stopped at step {step}: {best_metric} is no better since {patience} evaluations")
                     break
-                if received and not last:
-                    name = signal.Signals(received[0]).name
+                if ending and not last:
+                    name = signal.Signals(ending).name
                     progress.say(
                         f"stopped by {name} after step {step}; the checkpoint is in {checkpointer.directory}. "
                         "Run the same command again to go on."
@@ -157,7 +164,12 @@ class _Run:
         restored = self._checkpointer.restore(state)
         if restored is None:
             return state, 0
-        self._batches.set_state(restored.iterator_state)
+        if len(restored.iterator_state) != jax.process_count():
+            raise ValueError(
+                f"the checkpoint of step {restored.step} was written by {len(restored.iterator_state)} processes, each "
+                f"with its share of the data, and now there are {jax.process_count()}; start as many as before"
+            )
+        self._batches.set_state(restored.iterator_state[jax.process_index()])
         self._best, self._stale = restored.metrics["best"], restored.metrics["stale"]
         for name in sorted({*restored.config, *self._config}):
             before, now = restored.config.get(name), self._config.get(name)
@@ -167,12 +179,14 @@ class _Run:
 
     def save(self, step: int, state: TrainState, *, best: bool = False) -> None:
         metrics = {"best": self._best, "stale": self._stale}
-        self._checkpointer.save(step, state, self._batches.get_state(), self._config, metrics, best=best)
+        positions = gather(self._batches.get_state())
+        self._checkpointer.save(step, state, positions, self._config, metrics, best=best)
 
     def evaluate(self, evaluate: Callable, state: TrainState, step: int, meter: "_Meter") -> bool:
         """Evaluate, log, keep the best; whether patience has run out."""
         began = time.perf_counter()
-        values = {name: float(value) for name, value in evaluate(state).items()}
+        # Those of process 0, lest rounding make two processes keep different states as the best.
+        values = gather({name: float(value) for name, value in evaluate(state).items()})[0]
         meter.record_evaluation(step, values, time.perf_counter() - began)
         if self._metric is None:
             return False
@@ -220,7 +234,7 @@ class _Meter:
             sizes = ", ".join(str(np.shape(leaf)) for leaf in jax.tree.leaves(batch))
             self._progress.say(f"compiled in {time.perf_counter() - before:.1f} s for a batch of {sizes}")
         else:
-            self._images += np.shape(jax.tree.leaves(batch)[0])[0]
+            self._images += np.shape(jax.tree.leaves(batch)[0])[0] * jax.process_count()
         self._pending.append(_Done(step, metrics, image_ids))
         if len(self._pending) > 2:
             # Let the devices have one step in hand, not log_every: waiting batches hold memory.

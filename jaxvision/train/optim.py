@@ -6,13 +6,7 @@ from typing import Any
 import jax
 import optax
 
-__all__ = ["matching", "optimizer", "scale_learning_rate", "schedule"]
-
-
-def scale_learning_rate(base: float, batch: int, base_batch: int) -> float:
-    """The learning rate for a global batch of ``batch``, in proportion to the one tuned for ``base_batch``
-    (Goyal et al., arXiv:1706.02677, section 2.1)."""
-    return base * batch / base_batch
+__all__ = ["matching", "optimizer", "schedule"]
 
 
 def schedule(
@@ -76,29 +70,31 @@ def optimizer(
     nesterov: bool = False,
     b2: float = 0.999,
     weight_decay: float = 0.0,
+    decay_all: bool = False,
     clip_norm: float | None = None,
     freeze: tuple[str, ...] = (),
 ) -> optax.GradientTransformation:
     """``sgd`` with momentum, or ``adamw`` (``momentum`` is its b1), on the parameters that ``freeze`` does not match.
 
-    Weight decay acts on kernels only (arrays of two axes or more): biases and norm scales are left alone. In SGD it is
-    added to the gradient before the momentum, as torch does; in AdamW it is decoupled. ``clip_norm`` bounds the global
-    norm of the trained parameters' gradient, before everything else. ``freeze`` holds regular expressions over paths,
+    Weight decay acts on kernels only (arrays of two axes or more): biases and norm scales are left alone, unless
+    ``decay_all``, as torch's optimisers have it by default. In SGD it is added to the gradient before the momentum, as
+    torch does; in AdamW it is decoupled. ``clip_norm`` bounds the global norm of the trained parameters' gradient,
+    before everything else. ``freeze`` holds regular expressions over paths,
     see ``matching``; frozen parameters have no optimiser state and are not decayed.
     Raises: ValueError for an unknown name, and at ``init`` for a pattern that matches nothing.
     """
 
-    def kernels(params: Any) -> Any:
-        return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+    def decayed(params: Any) -> Any:
+        return jax.tree.map(lambda leaf: decay_all or leaf.ndim > 1, params)
 
     parts = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
     if name == "sgd":
         if weight_decay:
-            parts.append(optax.add_decayed_weights(weight_decay, mask=kernels))
+            parts.append(optax.add_decayed_weights(weight_decay, mask=decayed))
         parts.append(optax.sgd(learning_rate, momentum=momentum or None, nesterov=nesterov))
     elif name == "adamw":
         parts.append(
-            optax.adamw(learning_rate, b1=momentum, b2=b2, weight_decay=weight_decay, nesterov=nesterov, mask=kernels)
+            optax.adamw(learning_rate, b1=momentum, b2=b2, weight_decay=weight_decay, nesterov=nesterov, mask=decayed)
         )
     else:
         raise ValueError(f"unknown optimiser {name!r}; choose sgd or adamw")

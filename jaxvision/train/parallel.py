@@ -4,8 +4,8 @@ In both, the batch is the global one and is split over the devices, and the stat
 sees the whole batch, so batch norm and losses do too; under ``pmap`` each device sees its share, so the gradient
 function must average (``mean_over(grad_fn, "data")``) and batch norm needs ``axis_name="data"`` to see the whole.
 
-Several hosts: call ``jax.distributed.initialize()`` first, run the same script on each, and let each read its own share
-of the data: ``shard_batch`` then takes the host's share and joins them (``make_array_from_process_local_data``).
+Several processes: call ``processes.connect`` first, run the same script in each, and let each read its own share of the
+data: ``shard_batch`` then takes the process's rows and joins them (``make_array_from_process_local_data``).
 """
 
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ class Parallel(NamedTuple):
 
     step: Step
     shard_state: Callable[[TrainState], TrainState]  # copies a plain state to the devices
-    shard_batch: Callable[[Any], Any]  # splits this host's batch over its devices
+    shard_batch: Callable[[Any], Any]  # splits this process's batch over its devices
     unshard: Callable[[TrainState], TrainState]  # copies the state to one device
 
 
@@ -53,15 +53,14 @@ def _by_jit(step: Step, devices: list[jax.Device]) -> Parallel:
 
     def shard_leaf(leaf: Any) -> jax.Array:
         if isinstance(leaf, jax.Array) and leaf.sharding == split:
-            return leaf  # from a prefetcher that was given the sharding
+            return leaf
         leaf = np.asarray(leaf)
         _check_divides(leaf, local)
         return jax.make_array_from_process_local_data(split, leaf)
 
     return Parallel(
         step=jax.jit(step, in_shardings=(same, split), out_shardings=(same, same), donate_argnums=0),
-        # Without a copy the caller's arrays would be donated to the first step.
-        shard_state=lambda state: jax.device_put(jax.tree.map(jnp.copy, state), same),
+        shard_state=lambda state: jax.tree.map(lambda leaf: _replicated(leaf, same), state),
         shard_batch=lambda batch: jax.tree.map(shard_leaf, batch),
         unshard=lambda state: jax.tree.map(lambda leaf: jnp.copy(leaf.addressable_data(0)), state),
     )
@@ -86,6 +85,17 @@ def _by_pmap(step: Step, devices: list[jax.Device]) -> Parallel:
         shard_batch=lambda batch: jax.tree.map(shard_leaf, batch),
         unshard=lambda state: jax.tree.map(lambda leaf: leaf.addressable_data(0)[0], state),
     )
+
+
+def _replicated(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    """A copy on every device, also where other processes own some of them. Without a copy the caller's array would be
+    donated to the first step."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(jnp.copy(leaf), sharding)
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        data = _replicated(jax.random.key_data(leaf), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    return jax.make_array_from_process_local_data(sharding, np.array(leaf))
 
 
 def _check_divides(leaf: np.ndarray, devices: int) -> None:

@@ -1,4 +1,4 @@
-"""Where metrics and pictures go: lines of JSON, TensorBoard.
+"""Where metrics go: lines of JSON, TensorBoard.
 
 A resumed run repeats the steps after its checkpoint, so ``start(step)`` first drops what was written beyond it.
 """
@@ -9,29 +9,23 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
-from jaxvision.typing import Array
-
 __all__ = ["JsonlWriter", "TensorBoardWriter", "Writer"]
 
 
 @runtime_checkable
 class Writer(Protocol):
-    """Four methods; anything that has them can be given to ``fit``."""
+    """Three methods; anything that has them can be given to ``fit``."""
 
     def start(self, step: int) -> None:
         """Called once before the first write: the run goes on after ``step``; 0 for a new one."""
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None: ...
 
-    def image(self, step: int, name: str, image: Array) -> None:
-        """image: RGB uint8 [h, w, 3]."""
-
     def close(self) -> None: ...
 
 
 class JsonlWriter:
-    """``metrics.jsonl``: one object a line, ``{"step": 100, "loss": 0.5, …}``; images are PNG files beside it, in
-    ``images/<step>_<name>.png``. A non-finite number is written as null."""
+    """``metrics.jsonl``: one object a line, ``{"step": 100, "loss": 0.5, …}``. What is not finite becomes null."""
 
     def __init__(self, directory: str | os.PathLike):
         self._directory = pathlib.Path(directory)
@@ -52,14 +46,6 @@ class JsonlWriter:
         finite = {name: float(value) if abs(value) < float("inf") else None for name, value in values.items()}
         self._file.write(json.dumps({"step": step, **finite}) + "\n")
         self._file.flush()
-
-    def image(self, step: int, name: str, image: Array) -> None:
-        import numpy as np
-        from PIL import Image
-
-        folder = self._directory / "images"
-        folder.mkdir(exist_ok=True)
-        Image.fromarray(np.asarray(image)).save(folder / f"{step:07d}_{name.replace('/', '_')}.png")
 
     def close(self) -> None:
         self._file.close()
@@ -82,9 +68,6 @@ class TensorBoardWriter:
         for name, value in values.items():
             if abs(value) < float("inf"):  # tensorboardX complains about NaN, a class without objects
                 self._writer.add_scalar(name, value, step)
-
-    def image(self, step: int, name: str, image: Array) -> None:
-        self._writer.add_image(name, image, step, dataformats="HWC")
 
     def close(self) -> None:
         self._writer.close()

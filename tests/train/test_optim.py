@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxvision.train.optim import matching, optimizer, scale_learning_rate, schedule
+from jaxvision.train.optim import matching, optimizer, schedule
 
 PARAMS = {"conv": {"kernel": jnp.full((2, 2), 2.0), "bias": jnp.full((2,), 2.0)}}
 
@@ -39,6 +39,9 @@ def test_decay_spares_biases(name):
     updates, _ = tx.update(zeros, tx.init(PARAMS), PARAMS)
     np.testing.assert_allclose(updates["conv"]["kernel"], -0.1 * 0.5 * 2.0, rtol=1e-6)
     assert not np.any(updates["conv"]["bias"])
+    tx = optimizer(name, learning_rate=0.1, weight_decay=0.5, decay_all=True)
+    updates, _ = tx.update(zeros, tx.init(PARAMS), PARAMS)
+    np.testing.assert_allclose(updates["conv"]["bias"], -0.1 * 0.5 * 2.0, rtol=1e-6)
 
 
 def test_sgd_is_torchs():
@@ -69,7 +72,3 @@ def test_matching_is_from_the_start_of_the_path():
     assert matching(PARAMS, ()) == {"conv": {"kernel": False, "bias": False}}
     with pytest.raises(ValueError, match="'onv'"):
         matching(PARAMS, ("onv",))
-
-
-def test_scale_learning_rate():
-    assert scale_learning_rate(0.02, 4, 16) == pytest.approx(0.005)

@@ -1,7 +1,6 @@
 import json
 
 import numpy as np
-from PIL import Image
 
 from jaxvision.train.writers import JsonlWriter, TensorBoardWriter
 
@@ -33,20 +32,10 @@ def test_jsonl_resumes_without_duplicates(tmp_path):
     assert read(tmp_path / "run") == []
 
 
-def test_jsonl_images_are_files(tmp_path):
-    image = np.random.default_rng(0).integers(0, 256, (4, 5, 3)).astype(np.uint8)
-    writer = JsonlWriter(tmp_path)
-    writer.start(0)
-    writer.image(7, "val/scene", image)
-    writer.close()
-    np.testing.assert_array_equal(Image.open(tmp_path / "images" / "0000007_val_scene.png"), image)
-
-
 def test_tensorboard(tmp_path):
     writer = TensorBoardWriter(tmp_path)
     writer.start(0)
     writer.scalars(1, {"loss": 0.5})
-    writer.image(1, "scene", np.zeros((4, 4, 3), np.uint8))
     writer.close()
     writer = TensorBoardWriter(tmp_path)
     writer.start(1)
