@@ -1,5 +1,29 @@
 """Importing this package registers every model; one line a family."""
 
-from jaxvision.models import generalized_rcnn, mnasnet, mobilenet, resnet, shufflenet, squeezenet
+from jaxvision.models import (
+    alexnet,
+    densenet,
+    generalized_rcnn,
+    googlenet,
+    inception,
+    mnasnet,
+    mobilenet,
+    resnet,
+    shufflenet,
+    squeezenet,
+    vgg,
+)
 
-__all__ = ["generalized_rcnn", "mnasnet", "mobilenet", "resnet", "shufflenet", "squeezenet"]
+__all__ = [
+    "alexnet",
+    "densenet",
+    "generalized_rcnn",
+    "googlenet",
+    "inception",
+    "mnasnet",
+    "mobilenet",
+    "resnet",
+    "shufflenet",
+    "squeezenet",
+    "vgg",
+]
