@@ -14,7 +14,7 @@ from jaxvision.models.folding import fold_batch_norm
 from jaxvision.registry import get_model, list_models, register
 from jaxvision.typing import Detections, Targets
 from jaxvision.version import __version__
-from jaxvision.weights import from_torch, get_record, list_weights, load_weights, to_torch
+from jaxvision.weights import from_torch, get_record, list_weights, load_weights, save_weights, to_torch
 
 __all__ = [
     "Detections",
@@ -31,6 +31,7 @@ __all__ = [
     "models",
     "ops",
     "register",
+    "save_weights",
     "to_torch",
     "typing",
 ]

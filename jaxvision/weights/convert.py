@@ -44,12 +44,32 @@ class Misshapen(NamedTuple):
     path: Path
     key: str
     wanted: tuple[int, ...]
-    found: tuple[int, ...]
+    value: np.ndarray
 
     @property
     def other_outputs(self) -> bool:
         """Whether only the number of outputs differs, as it does in the head of a model for other classes."""
-        return len(self.wanted) == len(self.found) and self.wanted[:-1] == self.found[:-1]
+        found = self.value.shape
+        return len(self.wanted) == len(found) and self.wanted[:-1] == found[:-1]
+
+    @property
+    def other_inputs(self) -> bool:
+        """Whether only the number of input channels differs, as it does in the stem of a model for other images."""
+        found = self.value.shape
+        return len(self.wanted) == len(found) == 4 and (*self.wanted[:2], self.wanted[3]) == (*found[:2], found[3])
+
+
+class Match(NamedTuple):
+    """How a state dict fits a model: the leaves that it has, by path, and all that stands in the way."""
+
+    leaves: dict[Path, jax.Array]
+    missing: list[tuple[Path, str]]
+    unused: list[str]
+    misshapen: list[Misshapen]
+
+    @property
+    def exact(self) -> bool:
+        return not (self.missing or self.unused or self.misshapen)
 
 
 def from_torch(model: str | nn.Module, state_dict: Mapping[str, Any]) -> Variables:
@@ -60,14 +80,17 @@ def from_torch(model: str | nn.Module, state_dict: Mapping[str, Any]) -> Variabl
     Raises: ValueError that lists every missing, unused and misshapen key.
     """
     module = registry.get_model(model) if isinstance(model, str) else model
-    leaves, misshapen = match(module, state_dict)
-    if misshapen:
-        raise ValueError(misfit(module, [], [], misshapen))
-    return unflatten_dict(leaves)
+    found = match(module, state_dict)
+    if not found.exact:
+        raise ValueError(misfit(module, found))
+    return unflatten_dict(found.leaves)
 
 
 def to_torch(model: str | nn.Module, variables: Variables) -> dict[str, np.ndarray]:
-    """The inverse of ``from_torch``: numpy arrays under torch's keys, which torch's ``load_state_dict`` takes.
+    """The inverse of ``from_torch``: numpy arrays under torch's keys.
+
+    Where torch is, ``{key: torch.from_numpy(array.copy()) for key, array in state.items()}`` is what ``torch.save`` and
+    ``load_state_dict`` take. (torchvision's MNASNet also wants the attribute ``_metadata`` of its own state dict.)
 
     Raises: ValueError if the variables are not the model's.
     """
@@ -86,11 +109,8 @@ def to_torch(model: str | nn.Module, variables: Variables) -> dict[str, np.ndarr
     }
 
 
-def match(module: nn.Module, state_dict: Mapping[str, Any]) -> tuple[dict[Path, jax.Array], list[Misshapen]]:
-    """The leaves of the model that the state dict has, by path, and those that it has in another shape.
-
-    Raises: ValueError if keys are missing or unused.
-    """
+def match(module: nn.Module, state_dict: Mapping[str, Any]) -> Match:
+    """How the state dict fits the model."""
     wanted = template(module)
     keys = torch_keys(module, wanted)
     given = {_current_name(module, key): value for key, value in state_dict.items() if not key.endswith(IGNORED)}
@@ -102,14 +122,11 @@ def match(module: nn.Module, state_dict: Mapping[str, Any]) -> tuple[dict[Path, 
         if value.ndim == len(wanted[path].shape):
             value = value.transpose(_axes(path, value.ndim))
         if value.shape == wanted[path].shape:
-            leaves[path] = jnp.asarray(value, _dtype(value))
+            leaves[path] = as_leaf(value)
         else:
-            misshapen.append(Misshapen(path, key, wanted[path].shape, value.shape))
+            misshapen.append(Misshapen(path, key, wanted[path].shape, value))
     missing = [(path, key) for path, key in keys.items() if key not in given]
-    unused = sorted(given.keys() - set(keys.values()))
-    if missing or unused:
-        raise ValueError(misfit(module, missing, unused, misshapen))
-    return leaves, misshapen
+    return Match(leaves, missing, sorted(given.keys() - set(keys.values())), misshapen)
 
 
 def template(module: nn.Module) -> dict[Path, jax.ShapeDtypeStruct]:
@@ -160,27 +177,39 @@ def _as_numpy(value: Any) -> np.ndarray:
     return np.asarray(value)
 
 
-def _dtype(value: np.ndarray) -> Any:
+def as_leaf(value: np.ndarray) -> jax.Array:
+    """The array for JAX: floats as float32, or as float64 if they are and may be."""
     if not jnp.issubdtype(value.dtype, jnp.floating):
-        return None
-    return jnp.float64 if value.dtype == np.float64 and jax.config.jax_enable_x64 else jnp.float32
+        return jnp.asarray(value)
+    return jnp.asarray(value, np.float64 if value.dtype == np.float64 and jax.config.jax_enable_x64 else np.float32)
 
 
-def misfit(module: nn.Module, missing: list[tuple[Path, str]], unused: list[str], misshapen: list[Misshapen]) -> str:
+def misfit(module: nn.Module, found: Match) -> str:
     """The error text for a state dict that does not fit, with a remedy."""
     lines = [f"the state dict does not fit {type(module).__name__}:"]
-    lines += [f"  missing: {key} (for {'/'.join(path)})" for path, key in missing]
-    lines += [f"  unused: {key}" for key in unused]
+    lines += [f"  missing: {key} (for {'/'.join(path)})" for path, key in found.missing]
+    lines += [f"  unused: {key}" for key in found.unused]
     lines += [
-        f"  shape: {item.key} is {item.found}, expected {item.wanted} (for {'/'.join(item.path)})" for item in misshapen
+        f"  shape: {item.key} is {item.value.shape}, expected {item.wanted} (for {'/'.join(item.path)})"
+        for item in found.misshapen
     ]
-    heads = dict.fromkeys(item.key.rpartition(".")[0] for item in misshapen if item.other_outputs)
-    if heads and len(heads) == len({item.key.rpartition(".")[0] for item in misshapen}):
-        lines.append(
-            f"Only the number of outputs of {', '.join(heads)} differs: the checkpoint was made for other classes. "
-            "Build the model with its number, get_model(name, num_classes=...), or let load_weights(model, "
-            "weights, num_classes=...) start these layers anew."
+    return "\n".join([*lines, _remedy(found)])
+
+
+def _remedy(found: Match) -> str:
+    other_model = "Is it the checkpoint of another model, or of another variant of this one?"
+    if found.missing or found.unused:
+        return other_model
+    names = ", ".join(dict.fromkeys(item.key.rpartition(".")[0] for item in found.misshapen))
+    if all(item.other_outputs for item in found.misshapen):
+        return (
+            f"Only the number of outputs of {names} differs: the checkpoint was made for other classes. Build the "
+            "model with its number, get_model(name, num_classes=...), or let load_weights(model, weights, "
+            "num_classes=...) start these layers anew."
         )
-    else:
-        lines.append("Is it the checkpoint of another model, or of another variant of this one?")
-    return "\n".join(lines)
+    if all(item.other_inputs for item in found.misshapen):
+        return (
+            f"Only the number of input channels of {names} differs: the checkpoint was made for other images. Let "
+            "load_weights(model, weights, in_channels=...) adapt this layer."
+        )
+    return other_model

@@ -1,5 +1,6 @@
 """``load_weights``: from the name of a record, or a file, to variables."""
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import logging
@@ -15,7 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxvision import registry
 from jaxvision.typing import Variables
-from jaxvision.weights.convert import Misshapen, match, misfit, template, torch_keys
+from jaxvision.weights.convert import Misshapen, as_leaf, match, misfit, template, torch_keys
 from jaxvision.weights.files import PICKLES, read_state_dict
 from jaxvision.weights.records import WeightsRecord, get_record
 
@@ -23,7 +24,11 @@ logger = logging.getLogger("jaxvision")
 
 
 def load_weights(
-    model: str | nn.Module, weights: str | Path | WeightsRecord, *, num_classes: int | None = None
+    model: str | nn.Module,
+    weights: str | Path | WeightsRecord,
+    *,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
 ) -> Variables:
     """Variables of a model from published weights ("IMAGENET1K_V2", "DEFAULT"; see ``list_weights``) or from a
     file with torch's keys (``.pth .pt .pkl .ckpt .bin .safetensors``).
@@ -32,31 +37,56 @@ def load_weights(
     time. A module has no name to look records up by: give it ``get_record(name, ...)`` or a file. Build the model
     with the record's ``model_options`` to reproduce its metrics.
 
-    num_classes: for fine-tuning; leaves that differ only in the number of outputs start anew, and the logger
-    "jaxvision" names them. 0 stands for a classifier without its head.
+    num_classes: for fine-tuning; leaves that differ only in the number of outputs start anew. 0 stands for a
+    classifier without its head. A record that holds features only (its ``model_options`` have ``num_classes=0``)
+    gives these, or starts the whole head anew.
+    in_channels: for other images than RGB; the stem's kernel is summed over its inputs for one channel, so that a
+    grey image gives what it gave on three, and repeated in turn and scaled by 3/n for n channels.
+    The logger "jaxvision" names every leaf that was adapted or starts anew, and those of heads that the model does
+    not have (num_classes=0, aux_logits=False), which are left out.
 
     Raises: ValueError if the checkpoint does not fit or is not what it should be, with every key;
     ConnectionError if a download fails; ModuleNotFoundError if a record needs a package.
     """
     record = _record(model, weights)
-    options = {} if num_classes is None else {"num_classes": num_classes}
-    if isinstance(model, str):
-        module = registry.get_model(model, **(record.model_options if record else {}), **options)
-    else:
-        module = model
-        if num_classes is not None and getattr(module, "num_classes", num_classes) != num_classes:
-            raise ValueError(f"the module has num_classes={module.num_classes}, not {num_classes}")
+    module = _module(model, record, num_classes=num_classes, in_channels=in_channels)
     state = read_state_dict(weights) if record is None else _read_record(record)
-    if getattr(module, "num_classes", None) == 0:
-        head = set(torch_keys(full := module.clone(num_classes=1), template(full)).values())
-        head -= set(torch_keys(module, template(module)).values())
-        state = {key: value for key, value in state.items() if key not in head}
-    leaves, misshapen = match(module, state)
-    if misshapen:
-        if num_classes is None or not all(item.other_outputs for item in misshapen):
-            raise ValueError(misfit(module, [], [], misshapen))
-        leaves |= _start_anew(module, misshapen)
-    return unflatten_dict(leaves)
+    untrained = set()
+    if record is not None and record.model_options.get("num_classes") == 0:
+        untrained = _keys(module, num_classes=1) - _keys(module, num_classes=0)
+    found = match(module, {key: value for key, value in state.items() if key not in untrained})
+    if found.unused:
+        absent = _keys(module, num_classes=1, aux_logits=True).intersection(found.unused)
+        logger.info("not loaded: %s, heads that the model does not have", ", ".join(sorted(absent)))
+        found = found._replace(unused=[key for key in found.unused if key not in absent])
+    stems, heads, others = [], [], []
+    for item in found.misshapen:
+        if item.other_inputs and item.wanted[2] == in_channels:
+            stems.append(item)
+        elif num_classes is not None and item.other_outputs:
+            heads.append(item)
+        else:
+            others.append(item)
+    missing = [(path, key) for path, key in found.missing if key not in untrained]
+    unfit = found._replace(missing=missing, misshapen=others)
+    if not unfit.exact:
+        raise ValueError(misfit(module, unfit))
+    anew = found.missing + [(item.path, item.key) for item in heads]
+    return unflatten_dict(found.leaves | dict(map(_adapted, stems)) | _started_anew(module, anew))
+
+
+def _module(model: str | nn.Module, record: WeightsRecord | None, **wanted: int | None) -> nn.Module:
+    """The module of that name, or the one that is given, with the wanted numbers of classes and channels."""
+    options = {name: value for name, value in wanted.items() if value is not None}
+    if isinstance(model, str):
+        published = dict(record.model_options) if record else {}
+        if options.get("in_channels", 3) != 3:
+            published.pop("transform_input", None)  # between two ways to normalise RGB
+        return registry.get_model(model, **{**published, **options})
+    for name, value in options.items():
+        if getattr(model, name, value) != value:
+            raise ValueError(f"the module has {name}={getattr(model, name)}, not {value}")
+    return model
 
 
 def _record(model: str | nn.Module, weights: str | Path | WeightsRecord) -> WeightsRecord | None:
@@ -73,16 +103,36 @@ def _record(model: str | nn.Module, weights: str | Path | WeightsRecord) -> Weig
     )
 
 
-def _start_anew(module: nn.Module, misshapen: list[Misshapen]) -> dict[tuple[str, ...], jax.Array]:
+def _keys(module: nn.Module, **changes: Any) -> set[str]:
+    """Torch's keys of the module with other values of those of the fields that it has."""
+    fields = {field.name for field in dataclasses.fields(module)}
+    other = module.clone(**{name: value for name, value in changes.items() if name in fields})
+    return set(torch_keys(other, template(other)).values())
+
+
+def _adapted(stem: Misshapen) -> tuple[tuple[str, ...], jax.Array]:
+    """A kernel for another number of channels, as timm makes it from one for RGB."""
+    found, wanted = stem.value.shape[2], stem.wanted[2]
+    logger.warning("%s is adapted from %d input channels to %d", stem.key, found, wanted)
+    if wanted == 1:
+        kernel = stem.value.sum(axis=2, keepdims=True)
+    else:
+        kernel = stem.value[:, :, np.arange(wanted) % found] * (found / wanted)
+    return stem.path, as_leaf(kernel)
+
+
+def _started_anew(module: nn.Module, leaves: list[tuple[tuple[str, ...], str]]) -> dict[tuple[str, ...], jax.Array]:
     """Initial values of the leaves; jit drops the rest of the initialisation."""
-    logger.warning("other classes than the checkpoint: %s start anew", ", ".join(item.key for item in misshapen))
+    if not leaves:
+        return {}
+    logger.warning("not loaded: %s start anew", ", ".join(key for _, key in leaves))
 
     @jax.jit
     def init(key):
         variables = flatten_dict(module.init(key, registry.example_images(module)))
-        return [variables[item.path] for item in misshapen]
+        return [variables[path] for path, _ in leaves]
 
-    return dict(zip([item.path for item in misshapen], init(jax.random.key(0))))
+    return dict(zip([path for path, _ in leaves], init(jax.random.key(0))))
 
 
 def _read_record(record: WeightsRecord) -> Mapping[str, Any]:

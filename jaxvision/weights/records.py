@@ -72,17 +72,21 @@ class Preprocessing:
 class WeightsRecord:
     """One set of published weights for one registered model."""
 
-    model: str
+    model: str  # a registered name
     name: str
     url: str  # or "package:" and a file of an installed package
     sha256: str  # 64 hex digits, or the first 8 where the publisher gives no more
     licence: str
     recipe: str  # how it was trained
-    num_params: int  # as the publisher counts: torchvision leaves out frozen scales and shifts
+    # As the publisher counts: torchvision leaves out frozen scales and shifts, and GoogLeNet's auxiliary heads (which
+    # its file holds, untrained), and counts the classifier that vgg16's IMAGENET1K_FEATURES do not have.
+    num_params: int
     metrics: Mapping[str, Mapping[str, float]]  # by data set, in per cent
-    categories: tuple[str, ...] = field(repr=False)  # name of label 0, 1, ...
+    categories: tuple[str, ...] = field(repr=False)  # name of label 0, 1, ...; empty for weights without a classifier
     preprocessing: Preprocessing
-    model_options: Mapping[str, Any]  # what get_model must be given to reproduce the metrics
+    model_options: Mapping[
+        str, Any
+    ]  # what get_model must be given to reproduce the metrics; num_classes=0: features only
     default: bool
 
 
@@ -111,7 +115,7 @@ def _records() -> tuple[WeightsRecord, ...]:
         WeightsRecord(
             **entry
             | {
-                "categories": _categories(entry["categories"]),
+                "categories": _categories(entry["categories"]) if entry["categories"] else (),
                 "preprocessing": Preprocessing(**_tuples(entry["preprocessing"])),
             }
         )

