@@ -1,4 +1,5 @@
-"""Kernels: arrays in, arrays out. ``ops.nms`` is the function: import its module's names from ``jaxvision.ops.nms``."""
+"""Kernels: arrays in, arrays out. ``ops.nms`` and ``ops.receptive_field`` are the functions: import the names of those
+modules from ``jaxvision.ops.nms`` and ``jaxvision.ops.receptive_field``."""
 
 from jaxvision.ops import anchors, boxes, masks, matching
 from jaxvision.ops.convolution import conv, conv_transpose
@@ -12,10 +13,12 @@ from jaxvision.ops.pooling import (
     max_unpool,
     soft_max_pool_with_indices,
 )
+from jaxvision.ops.receptive_field import ReceptiveField, effective_receptive_field, receptive_field
 from jaxvision.ops.resize import resize
 from jaxvision.ops.roi import assign_levels, multilevel_roi_align, roi_align, roi_pool
 
 __all__ = [
+    "ReceptiveField",
     "adaptive_avg_pool",
     "anchors",
     "assign_levels",
@@ -24,6 +27,7 @@ __all__ = [
     "boxes",
     "conv",
     "conv_transpose",
+    "effective_receptive_field",
     "local_response_norm",
     "masks",
     "matching",
@@ -32,6 +36,7 @@ __all__ = [
     "max_unpool",
     "multilevel_roi_align",
     "nms",
+    "receptive_field",
     "relaxed_nms",
     "resize",
     "roi_align",
