@@ -37,7 +37,7 @@ def conv(
     strides, padding, dilation = pair(strides), pair(padding), pair(dilation)
     _check(x.shape, kernel.shape, padding, dilation, groups)
     if kernel.shape[:2] == (1, 1) and groups == 1 and padding == (0, 0):
-        return jnp.einsum("bhwi,io->bhwo", x[:, :: strides[0], :: strides[1]], kernel[0, 0])
+        return _conv_1x1(x[:, :: strides[0], :: strides[1]], kernel[0, 0])
     windowed = dict(strides=strides, padding=padding, dilation=dilation)
     if groups == 1:
         return _conv_xla(x, kernel, groups=1, **windowed)
@@ -88,6 +88,12 @@ def conv_transpose(
         rhs_dilation=dilation,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
+
+
+def _conv_1x1(x, kernel):
+    """One product of two matrices. An einsum is as fast forward; but its kernel gradient contracts three axes, for which
+    XLA writes the gradient that arrives once more, transposed: a ResNet-50 training step took a fifth longer."""
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:3], kernel.shape[1])
 
 
 def _conv_xla(x, kernel, *, strides, padding, dilation, groups):
