@@ -22,6 +22,28 @@ class DigitScenes:
 
 
 @dataclasses.dataclass(frozen=True)
+class Digits:
+    """scikit-learn's handwritten digits as they are, 8x8 pixels: 1,437 to train, 360 to test."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DigitCrops:
+    """The same digits in colour over photographs, 64x64 pixels (jaxvision.data.DigitCrops)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tfds:
+    """A classification set of TensorFlow Datasets that was prepared as array_record (jaxvision.data.PreparedImages)."""
+
+    name: str
+    """As TFDS has it, such as "cifar10" or "imagenet2012:5.1.0"."""
+    train_split: str = "train"
+    val_split: str = "test"
+    directory: Path | None = None
+    """Where the prepared set lies; $JAXVISION_DATASETS or ./datasets by default."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Coco:
     """A data set in COCO format: folders of images and JSON files of annotations."""
 
@@ -53,8 +75,15 @@ class Augmentation:
     """Probability of a horizontal flip."""
     scale: tuple[float, float] = (1.0, 1.0)
     """Range of a random enlargement; what no longer fits is cropped away at random."""
+    crop_area: tuple[float, float] = (1.0, 1.0)
+    """Range of the share of the image that a random window of random aspect covers, which is then resized to the
+    network's size; ImageNet classifiers take (0.08, 1). Replaces scale."""
     colour: float = 0.0
     """Strength of random brightness, contrast and saturation."""
+    mixup: float = 0.0
+    """Alpha of mixup, for classifiers. With cutmix as well, a coin decides for each batch."""
+    cutmix: float = 0.0
+    """Alpha of cutmix, for classifiers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,18 +99,35 @@ class Optimizer:
     warmup_steps: int = 100
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    """Of the kernels."""
+    decay_all: bool = False
+    """Decay biases and the scales of norms as well."""
     clip_norm: float | None = None
     freeze: tuple[str, ...] = ()
-    """Regular expressions of parameter paths that do not train, such as "backbone/(conv1|bn1|layer1)"."""
+    """Regular expressions of parameter paths that do not train, such as "backbone/(conv1|bn1|layer1)"; "(?!fc/)" is
+    everything but the head of a ResNet. Statistics of batch norm move all the same."""
     ema_decay: float | None = None
-    """Evaluate a moving average of the parameters instead of the last ones."""
+    """Evaluate, keep and predict with a moving average of the parameters instead of the last ones."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Distributed:
+    """Several processes: start the same command in each, with its own number."""
+
+    coordinator: str | None = None
+    """host:port of process 0, such as localhost:1234; "auto" asks JAX's environment variables or the cluster. None is
+    one process alone."""
+    processes: int | None = None
+    """How many there are."""
+    process: int | None = None
+    """Which one this is, from 0."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """One training run. The same command resumes it where it stopped."""
 
-    data: DigitScenes | Coco | Folders
+    data: DigitScenes | Digits | DigitCrops | Tfds | Coco | Folders
     model: str
     """A name from jaxvision.list_models()."""
     model_options: dict[str, int | float | bool | str | tuple[float, ...]] = dataclasses.field(default_factory=dict)
@@ -96,11 +142,17 @@ class Config:
     """Height and width that every image is shrunk to fit and padded to: the one shape that compiles."""
     resize: tuple[int, int] | None = None
     """Shorter and longest side that detection images are first resized to; None only shrinks what does not fit."""
+    eval_crop: float = 1.0
+    """Classifiers validate on the middle of the image, this share of its shorter side: 0.875 for 224 pixels of 256."""
     max_objects: int = 100
     """Objects an image at most; of more the largest stay, and the number dropped is logged."""
     augmentation: Augmentation = Augmentation()
+    label_smoothing: float = 0.0
+    """Share of the uniform distribution in the labels of classifiers."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the network computes in while it trains; parameters, losses and evaluation are float32 in any case."""
     batch_size: int = 16
-    """Images a step, over all devices."""
+    """Images a step, over all devices and processes."""
     accumulate: int = 1
     """Split each batch in so many parts, one after the other, to save memory."""
     steps: int = 90_000
@@ -115,7 +167,8 @@ class Config:
     log_every: int = 20
     parallel: Literal["jit", "pmap"] = "jit"
     devices: int | None = None
-    """Use the first so many devices; all by default."""
+    """Use the first so many devices; all by default, and with several processes."""
+    distributed: Distributed = Distributed()
     workers: int = 2
     """Threads that read data."""
     output: Path = Path("runs/default")
@@ -146,7 +199,8 @@ def from_json(values: dict[str, Any]) -> Any:
     Raises: ValueError naming a class or field that this version does not know.
     """
     values = dict(values)
-    kinds = {kind.__name__: kind for kind in (Config, DigitScenes, Coco, Folders, Augmentation, Optimizer)}
+    parts = (Config, DigitScenes, Digits, DigitCrops, Tfds, Coco, Folders, Augmentation, Optimizer, Distributed)
+    kinds = {kind.__name__: kind for kind in parts}
     kind = kinds.get(values.pop("type", None))
     if kind is None:
         raise ValueError(f"no config of a known type, which are {sorted(kinds)}")

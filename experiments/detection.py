@@ -74,7 +74,7 @@ def validation_batches(config: Config, source: Any) -> Any:
     )
 
 
-def loss_of(model: nn.Module) -> Callable:
+def loss_of(config: Config, model: nn.Module) -> Callable:
     """``loss_fn(params, model_state, batch, key) -> (loss, (metrics, model_state))``."""
 
     def loss_fn(params, model_state, batch, key):

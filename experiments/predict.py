@@ -5,6 +5,7 @@ writes a picture for each image. Without images on disk, ``skimage:coffee`` is a
 """
 
 import dataclasses
+import itertools
 import logging
 import sys
 from collections.abc import Callable
@@ -68,10 +69,9 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     predict = {"classification": classify, "detection": detect}[task]
     apply = jax.jit(model.apply)
-    for name in options.images:
+    for name, path in zip(options.images, unique_paths(options.images, options.output)):
         image = read(name)
         lines, picture = predict(partial(apply, variables), preprocess, categories, image, options)
-        path = options.output / f"{Path(name.removeprefix('skimage:')).stem}.png"
         Image.fromarray(picture).save(path)
         print("\n".join([f"{name} → {path}", *(f"  {line}" for line in lines)]))
 
@@ -116,6 +116,18 @@ def preprocessing_of(config: Config) -> Callable[[np.ndarray], np.ndarray]:
         return (pixels / 255 - np.array(config.mean, np.float32)) / np.array(config.std, np.float32)
 
     return preprocess
+
+
+def unique_paths(names: tuple[str, ...], folder: Path) -> list[Path]:
+    """A picture's path for each image: its name, with a number where another image has the same."""
+    paths: list[Path] = []
+    for name in names:
+        stem = Path(name.removeprefix("skimage:")).stem
+        numbered = (
+            folder / f"{stem}{suffix}.png" for suffix in itertools.chain([""], map("_{}".format, itertools.count(2)))
+        )
+        paths.append(next(path for path in numbered if path not in paths))
+    return paths
 
 
 def read(name: str) -> np.ndarray:

@@ -23,7 +23,7 @@ from PIL import Image
 
 import jaxvision as jv
 from experiments import classification, detection
-from experiments.config import Config, available, to_json, use_compilation_cache
+from experiments.config import Config, Distributed, available, to_json, use_compilation_cache
 from jaxvision import train
 from jaxvision.registry import model_task
 from jaxvision.typing import Array, Key, Variables
@@ -31,12 +31,19 @@ from jaxvision.weights import WeightsRecord
 
 
 def run(config: Config) -> dict[str, float]:
-    """Train (or go on), evaluate the last parameters on all validation images, write results and pictures."""
+    """Train (or go on), evaluate the last parameters on all validation images, write results and pictures.
+
+    Of several processes each evaluates, which needs no talk between them, and the first writes.
+    """
+    if config.batch_size % jax.process_count():
+        raise ValueError(f"batch_size={config.batch_size} is no multiple of the {jax.process_count()} processes")
+    first_host = jax.process_index() == 0
     task = {"detection": detection, "classification": classification}[model_task(config.model)]
     train_source, val_source = task.sources(config)
     categories = train_source.categories
-    print(f"{len(train_source)} training and {len(val_source)} validation images, {len(categories)} classes")
-    print(f"compiles for one input shape: {config.batch_size} x {config.image_size[0]} x {config.image_size[1]}")
+    if first_host:
+        print(f"{len(train_source)} training and {len(val_source)} validation images, {len(categories)} classes")
+        print(f"compiles for one input shape: {config.batch_size} x {config.image_size[0]} x {config.image_size[1]}")
 
     axis_name = train.AXIS if config.parallel == "pmap" else None
     weights = find_weights(config)
@@ -60,10 +67,13 @@ def run(config: Config) -> dict[str, float]:
         learning_rate=schedule,
         momentum=wanted.momentum,
         weight_decay=wanted.weight_decay,
+        decay_all=wanted.decay_all,
         clip_norm=wanted.clip_norm,
         freeze=wanted.freeze,
     )
-    grad_fn = train.value_and_grads(task.loss_of(model), freeze=wanted.freeze)
+    grad_fn = train.value_and_grads(
+        computing_in(config.compute_dtype, task.loss_of(config, model)), freeze=wanted.freeze
+    )
     if config.accumulate > 1:
         grad_fn = train.accumulate(grad_fn, config.accumulate)
     if axis_name is not None:
@@ -74,10 +84,17 @@ def run(config: Config) -> dict[str, float]:
     evaluate = task.evaluator(config, plain, val_source)
     run_config = {**to_json(config), "categories": list(categories)}
     checkpointer = train.Checkpointer(config.output / "checkpoints")
-    first_host = jax.process_index() == 0
     writers = (train.JsonlWriter(config.output), train.TensorBoardWriter(config.output / "tensorboard"))
     if first_host and not (config.output / "config.json").exists():  # a resume that is refused must not change it
         write_json(config.output / "config.json", run_config)
+    latest: dict[int, dict[str, float]] = {}
+
+    def validate(state):
+        figures = evaluate(train.state_variables(state), config.eval_images)
+        if config.eval_images is None:
+            latest[int(state.step)] = figures
+        return figures
+
     state = train.fit(
         parallel,
         train.create_state(key, variables, tx, ema=wanted.ema_decay is not None),
@@ -88,13 +105,13 @@ def run(config: Config) -> dict[str, float]:
         checkpoint_every=config.checkpoint_every,
         log_every=config.log_every,
         eval_every=config.eval_every,
-        evaluate=lambda state: evaluate(train.state_variables(state), config.eval_images),
+        evaluate=validate,
         best_metric=config.best_metric,
         writers=writers if first_host else (),
     )
     checkpointer.close()
     variables = train.state_variables(state)
-    figures = evaluate(variables)
+    figures = latest.get(int(state.step)) or evaluate(variables)
     if first_host:
         write_json(config.output / "config.json", run_config)
         write_json(config.output / "results.json", figures)
@@ -103,6 +120,17 @@ def run(config: Config) -> dict[str, float]:
             path.parent.mkdir(exist_ok=True)
             Image.fromarray(picture).save(path)
     return figures
+
+
+def computing_in(dtype: str, loss_fn: train.step.LossFn) -> train.step.LossFn:
+    """The loss of a network that computes in ``dtype``: it takes that of its images."""
+    if dtype == "float32":
+        return loss_fn
+
+    def cast(params, model_state, batch, key):
+        return loss_fn(params, model_state, {**batch, "images": batch["images"].astype(dtype)}, key)
+
+    return cast
 
 
 def find_weights(config: Config) -> WeightsRecord | Path | None:
@@ -129,6 +157,13 @@ def initial_variables(
     return variables
 
 
+def connect(wanted: Distributed) -> None:
+    """Join the other processes, if there are any."""
+    if wanted.coordinator is not None:
+        address = None if wanted.coordinator == "auto" else wanted.coordinator
+        train.connect(address, processes=wanted.processes, process=wanted.process)
+
+
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """NaN, which JSON does not know, becomes null."""
     known = {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in values.items()}
@@ -139,8 +174,11 @@ def main() -> None:
     logging.basicConfig(format="%(message)s")
     use_compilation_cache()
     config = tyro.extras.overridable_config_cli(available(), description=__doc__)
+    connect(config.distributed)
     began = time.perf_counter()
     figures = run(config)
+    if jax.process_index() > 0:
+        return
     for name, value in figures.items():
         if name.count("/") < 2:  # the figures of each class are in results.json
             print(f"{name:28s} {value:.4f}")

@@ -1,5 +1,7 @@
 """Loss primitives shared by the models. Element-wise losses leave the mean to ``weighted_mean``, which alone knows how
-to divide when the batch lies on several devices."""
+to divide when the batch lies on several devices.
+
+All of them compute in float32 at least: a network may work in bfloat16, its losses do not."""
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +18,21 @@ def smooth_l1(difference: Float[Array, "*n"], *, beta: float) -> Float[Array, "*
     """
     if beta < 0:
         raise ValueError(f"beta must not be negative, got {beta}")
+    difference = _precise(difference)
     if beta == 0:
         return jnp.abs(difference)
     return optax.losses.huber_loss(difference, delta=beta) / beta
 
 
 def cross_entropy(
-    logits: Float[Array, "*n k"], labels: Int[Array, "*n"], *, label_smoothing: float = 0.0
+    logits: Float[Array, "*n k"], labels: Int[Array, "*n"] | Float[Array, "*n k"], *, label_smoothing: float = 0.0
 ) -> Float[Array, "*n"]:
-    """Softmax cross-entropy of each row in nats; ``label_smoothing`` mixes the uniform distribution into the label as
-    torch does."""
+    """Softmax cross-entropy of each row in nats. Labels are classes, or probabilities of the classes, to which
+    gradients flow too; ``label_smoothing`` mixes the uniform distribution into them as torch does."""
+    logits = _precise(logits)
+    if jnp.issubdtype(labels.dtype, jnp.floating):
+        uniform = 1 / logits.shape[-1]
+        return optax.losses.softmax_cross_entropy(logits, (1 - label_smoothing) * labels + label_smoothing * uniform)
     loss = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
     if label_smoothing == 0.0:
         return loss
@@ -35,7 +42,7 @@ def cross_entropy(
 
 def binary_cross_entropy(logits: Float[Array, "*n"], targets: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """Cross-entropy in nats between ``sigmoid(logits)`` and targets in [0, 1], element by element."""
-    return optax.losses.sigmoid_binary_cross_entropy(logits, targets)
+    return optax.losses.sigmoid_binary_cross_entropy(_precise(logits), targets)
 
 
 def weighted_mean(
@@ -51,9 +58,14 @@ def weighted_mean(
     devices' losses (and gradients) is the loss of the whole batch however unevenly the counted elements are spread.
     Values of weight 0 may be anything finite. No gradient flows to the weights or the count.
     """
+    values = _precise(values)
     weights = lax.stop_gradient(jnp.asarray(weights, values.dtype))
     count = jnp.sum(weights) if count is None else lax.stop_gradient(jnp.asarray(count, values.dtype))
     if axis_name is not None:
         count = lax.pmean(count, axis_name)
     total = jnp.sum(jnp.where(weights > 0, values, 0) * weights)
     return jnp.where(count > 0, total / jnp.where(count > 0, count, 1), 0)
+
+
+def _precise(x: Array) -> jax.Array:
+    return jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))

@@ -66,14 +66,14 @@ def handwriting(split: str) -> tuple[np.ndarray, np.ndarray]:
     return digits.images[part].astype(np.float32), digits.target[part]
 
 
-def background(rng: np.random.Generator, photos: list[np.ndarray]) -> np.ndarray:
-    """A random square of a random photograph, shrunk to a scene, mirrored half of the time."""
+def background(rng: np.random.Generator, photos: list[np.ndarray], *, size: int = SIZE) -> np.ndarray:
+    """A random square of a random photograph, shrunk to ``size``, mirrored half of the time."""
     photo = photos[rng.integers(len(photos))]
     height, width, _ = photo.shape
-    side = int(rng.integers(SIZE, min(height, width) + 1))
+    side = int(rng.integers(size, min(height, width) + 1))
     top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
     crop = Image.fromarray(photo[top : top + side, left : left + side])
-    image = np.asarray(crop.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+    image = np.asarray(crop.resize((size, size), Image.Resampling.BILINEAR))
     return image[:, ::-1] if rng.random() < 0.5 else image
 
 

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxvision.data.source import DetectionSource, Example, Source
-from jaxvision.data.transforms import crop, resize
+from jaxvision.data.transforms import central_crop, resize
 from jaxvision.typing import Targets
 
 __all__ = ["Batches", "classification_batches", "detection_batches"]
@@ -321,7 +321,7 @@ def cover(example: Example, image_size: tuple[int, int]) -> Example:
         return example
     factor = max(height / h, width / w)
     h, w = max(height, round(h * factor)), max(width, round(w * factor))
-    return crop(resize(example, size=(h, w)), top=(h - height) // 2, left=(w - width) // 2, size=image_size)
+    return central_crop(resize(example, size=(h, w)), size=image_size)
 
 
 def pad_targets(

@@ -14,7 +14,16 @@ from PIL import Image
 
 from jaxvision.data.source import Example
 
-__all__ = ["colour_jitter", "crop", "flip_horizontal", "random_crop", "resize", "scale_jitter"]
+__all__ = [
+    "central_crop",
+    "colour_jitter",
+    "crop",
+    "flip_horizontal",
+    "random_crop",
+    "random_resized_crop",
+    "resize",
+    "scale_jitter",
+]
 
 PLANES = ("masks", "semantic")  # moved like the image, values kept
 
@@ -107,6 +116,47 @@ def random_crop(key: Any, example: Example, *, size: tuple[int, int]) -> Example
     return crop(
         example, top=int(rng.integers(height - size[0] + 1)), left=int(rng.integers(width - size[1] + 1)), size=size
     )
+
+
+def random_resized_crop(
+    key: Any,
+    example: Example,
+    *,
+    size: tuple[int, int],
+    area: tuple[float, float] = (0.08, 1.0),
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Example:
+    """A window of random place, area and aspect, resized to ``size`` = (height, width): the augmentation of ImageNet
+    classifiers (Szegedy et al., arXiv:1409.4842, section 6).
+
+    area: range of the window's share of the image, uniform; aspect: range of width over height, uniform in the
+    logarithm. Of ten tries the first that lies inside the image is taken, else the largest central window of an allowed
+    aspect, as torchvision does it. Objects move along as in ``crop`` and ``resize``.
+    """
+    for name, (low, high) in (("area", area), ("aspect", aspect)):
+        if not 0 < low <= high:
+            raise ValueError(f"{name} must be two positive numbers in rising order, not {(low, high)}")
+    if area[1] > 1:
+        raise ValueError(f"a window cannot have more than the image's area, but area is {area}")
+    rng = np.random.default_rng(key)
+    height, width = example["image"].shape[:2]
+    for _ in range(10):
+        pixels = height * width * rng.uniform(*area)
+        ratio = np.exp(rng.uniform(*np.log(aspect)))
+        h, w = round(np.sqrt(pixels / ratio)), round(np.sqrt(pixels * ratio))
+        if 0 < h <= height and 0 < w <= width:
+            top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+            return resize(crop(example, top=top, left=left, size=(h, w)), size=size)
+    low, high = aspect
+    window = min(height, max(1, round(width / low))), min(width, max(1, round(height * high)))
+    return resize(central_crop(example, size=window), size=size)
+
+
+def central_crop(example: Example, *, size: tuple[int, int]) -> Example:
+    """The middle window of ``size`` = (height, width); a side shorter than the window stays whole."""
+    height, width = example["image"].shape[:2]
+    size = (min(size[0], height), min(size[1], width))
+    return crop(example, top=(height - size[0]) // 2, left=(width - size[1]) // 2, size=size)
 
 
 def crop(example: Example, *, top: int, left: int, size: tuple[int, int]) -> Example:

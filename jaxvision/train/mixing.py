@@ -24,7 +24,7 @@ def mixup(
     Raises: ValueError if alpha is not positive or the number of rows is odd.
     """
     _check(images, alpha)
-    share = jax.random.beta(key, alpha, alpha, dtype=jnp.float32)
+    share = _beta(key, alpha)
 
     def fade(rows: Array) -> jax.Array:
         own = share.astype(rows.dtype)
@@ -46,7 +46,7 @@ def cutmix(
     """
     _check(images, alpha)
     share_key, row_key, column_key = jax.random.split(key, 3)
-    side = jnp.sqrt(1 - jax.random.beta(share_key, alpha, alpha, dtype=jnp.float32))
+    side = jnp.sqrt(1 - _beta(share_key, alpha))
 
     def inside(key: Array, length: int) -> jax.Array:
         """Which pixels of an axis the window covers."""
@@ -62,6 +62,12 @@ def cutmix(
         jnp.where(window[None, :, :, None], _partners(images), images),
         own * labels + (1 - own) * _partners(labels),
     )
+
+
+def _beta(key: Array, alpha: float) -> jax.Array:
+    if alpha == 1:
+        return jax.random.uniform(key, dtype=jnp.float32)  # the same, and compiled in no time
+    return jax.random.beta(key, alpha, alpha, dtype=jnp.float32)
 
 
 def _partners(rows: Array) -> jax.Array:

@@ -9,12 +9,14 @@ import numpy as np
 import optax
 import pytest
 
+from experiments.config import Config, DigitScenes
 from experiments.detection import loss_of
 from jaxvision import data, get_model, train
 from jaxvision.data.transforms import flip_horizontal
 from tests.train.task import assert_same
 
 SIZE, CLASSES = (64, 64), 3
+CONFIG = Config(data=DigitScenes(), model="maskrcnn_small")
 TX = train.optimizer("sgd", learning_rate=0.01, clip_norm=1.0)
 
 
@@ -85,7 +87,7 @@ def start():
 @functools.cache
 def parallel(mode, count, frozen_norm=False):
     """Compiled once for all tests: it is what takes the time here."""
-    grad_fn = train.value_and_grads(loss_of(make_model(train.AXIS if mode == "pmap" else None, frozen_norm)))
+    grad_fn = train.value_and_grads(loss_of(CONFIG, make_model(train.AXIS if mode == "pmap" else None, frozen_norm)))
     if mode == "pmap":
         grad_fn = train.mean_over(grad_fn, train.AXIS)
     return train.parallelize(train.make_train_step(grad_fn, TX), mode=mode, devices=jax.devices()[:count])
