@@ -46,7 +46,7 @@ def conv(
     def on_cpu(x, kernel):
         if depthwise:
             return _depthwise_as_shifted_products(x, kernel[:, :, 0], **windowed)
-        return _conv_xla(x, _block_diagonal(kernel, groups), groups=1, **windowed)
+        return _grouped_as_dense_blocks(x, kernel, groups, **windowed)
 
     return lax.platform_dependent(
         x, kernel, cpu=on_cpu, default=lambda x, kernel: _conv_xla(x, kernel, groups=groups, **windowed)
@@ -91,8 +91,8 @@ def conv_transpose(
 
 
 def _conv_1x1(x, kernel):
-    """One product of two matrices. An einsum is as fast forward; but its kernel gradient contracts three axes, for which
-    XLA writes the gradient that arrives once more, transposed: a ResNet-50 training step took a fifth longer."""
+    """One product of two matrices. An einsum is as fast forward; but its kernel gradient contracts three axes, for
+    which XLA writes the gradient that arrives once more, transposed: a ResNet-50 step took a fifth longer."""
     return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:3], kernel.shape[1])
 
 
@@ -126,6 +126,20 @@ def _depthwise_as_shifted_products(x, kernel, *, strides, padding, dilation):
             term = shifted * kernel[row, column][None, None, None, :]
             total = term if total is None else total + term
     return total
+
+
+def _grouped_as_dense_blocks(x, kernel, groups, **windowed):
+    """Groups bundled into blocks of at least 16 channels, each a dense convolution whose kernel is block diagonal.
+
+    Narrower blocks waste the vector units, wider ones multiply by more zeros: for 32 groups of 4 channels in a 56 x 56
+    map, 16 took 15 ms, 32 and 8 took 24 ms, one dense convolution 39 ms. The blocks run in parallel.
+    """
+    width = x.shape[-1] // groups
+    blocks = max(n for n in range(1, groups + 1) if groups % n == 0 and width * (groups // n) >= min(16, x.shape[-1]))
+    parts = zip(jnp.split(x, blocks, axis=-1), jnp.split(kernel, blocks, axis=-1), strict=True)
+    return jnp.concatenate(
+        [_conv_xla(part, _block_diagonal(taps, groups // blocks), groups=1, **windowed) for part, taps in parts], -1
+    )
 
 
 def _block_diagonal(kernel, groups):
