@@ -9,8 +9,8 @@ From our path to torch's key: join the modules with dots, apply the module class
     mean, var          running_mean, running_var
 
 A module class states its exceptions in class attributes, of which only the outermost module's count: ``torch_names``,
-(regular expression, replacement) pairs for our dotted path, and ``torch_legacy_names``, pairs for keys of older
-checkpoints.
+(regular expression, replacement) pairs for our dotted path, which write ``__1`` where torch's key has ``_1``; and
+``torch_legacy_names``, pairs for keys of older checkpoints.
 """
 
 import re
@@ -144,7 +144,7 @@ def torch_keys(module: nn.Module, paths: Mapping[Path, Any]) -> dict[Path, str]:
         name = ".".join(path[1:-1])
         for pattern, replacement in getattr(module, "torch_names", ()):
             name = re.sub(pattern, replacement, name)
-        name = re.sub(r"_(\d+)(?=[._]|$)", r".\1", name)
+        name = re.sub(r"(?<!_)_(\d+)(?=[._]|$)", r".\1", name).replace("__", "_")
         leaf = LEAVES.get(path[-1], path[-1])
         keys[path] = f"{name}.{leaf}" if name else leaf
     twice = sorted({key for key in keys.values() if list(keys.values()).count(key) > 1})

@@ -75,7 +75,7 @@ class WeightsRecord:
     model: str  # a registered name
     name: str
     url: str  # or "package:" and a file of an installed package
-    sha256: str  # 64 hex digits, or the first 8 where the publisher gives no more
+    sha256: str  # 64 hex digits, or the first 8 or 10 where the publisher gives no more
     licence: str
     recipe: str  # how it was trained
     # As the publisher counts: torchvision leaves out frozen scales and shifts, and GoogLeNet's auxiliary heads (which

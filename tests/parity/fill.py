@@ -1,5 +1,6 @@
 """Weights and images that are the same everywhere, so that goldens need not store them: each array depends on its
-torch key and shape alone. Needs numpy only; used by ``make_goldens.py`` (torch) and the tests (jax)."""
+torch key and shape, and on one number a batch norm. Needs numpy only; used by ``make_goldens.py`` (torch) and the tests
+(jax)."""
 
 import hashlib
 import re
@@ -7,8 +8,7 @@ import zlib
 
 import numpy as np
 
-# (key, factor): keeps residual sums, logits and box offsets of random networks in a sensible range.
-CLASSIFIER_GAINS = ((r"layer\d\.\d+\.bn[23]\.weight", 0.5), (r"fc\.weight", 0.3))
+# (key, factor): keeps residual sums and box offsets of random networks in a sensible range.
 DETECTOR_GAINS = (
     (r"layer\d\.\d+\.bn[23]\.weight", 0.5),
     (r"inner_blocks.*weight", 0.1),
@@ -16,30 +16,49 @@ DETECTOR_GAINS = (
     (r"box_predictor\.bbox_pred\.weight", 0.6),
     (r"mask_fcn_logits\.weight", 2.0),
 )
+# How a classifier is built, here and there: its weights come with this option.
+OPTIONS = {"googlenet": {"transform_input": True}, "inception_v3": {"transform_input": True}}
+VAR = "running_var"
 
 
-def fill(key: str, shape: tuple[int, ...], gains=CLASSIFIER_GAINS) -> np.ndarray:
+def fill(key: str, shape: tuple[int, ...], gains=()) -> np.ndarray:
     """The array for a key: uniform, scaled after He for kernels."""
     noise = np.random.default_rng(zlib.crc32(key.encode())).random(shape)
-    centred = 2 * noise - 1
     if key.endswith("num_batches_tracked"):
         return np.zeros(shape, np.int64)
-    if key.endswith("running_var") or (key.endswith("weight") and len(shape) == 1):
-        values = 0.5 + noise
-    elif key.endswith("weight"):
-        values = centred * np.sqrt(6 / np.prod(shape[1:]))
+    if key.endswith(VAR) or (key.endswith("weight") and len(shape) == 1):
+        noise += 0.5
     else:
-        values = 0.1 * centred
+        noise *= 2  # in place: the largest kernel takes a gigabyte
+        noise -= 1
+        noise *= np.sqrt(6 / np.prod(shape[1:])) if key.endswith("weight") else 0.1
     for pattern, factor in gains:
-        values = values * (factor if re.search(pattern, key) else 1)
-    return values.astype(np.float32)
+        if re.search(pattern, key):
+            noise *= factor
+    return noise.astype(np.float32)
+
+
+def norms(shapes: dict[str, tuple[int, ...]]) -> list[str]:
+    """The batch norms of a state dict, in the order of the goldens."""
+    return sorted(key.removesuffix(f".{VAR}") for key in shapes if key.endswith(VAR))
+
+
+def calibrated(shapes: dict[str, tuple[int, ...]], scales: np.ndarray) -> dict[str, np.ndarray]:
+    """A classifier's state dict; ``scales``, one a batch norm, are the mean squares of what reaches it, and its
+    running statistics are random around them, so that signals neither grow nor vanish with depth."""
+    state = {key: fill(key, shape) for key, shape in shapes.items()}
+    for norm, scale in zip(norms(shapes), scales, strict=True):
+        state[f"{norm}.running_mean"] *= np.sqrt(scale)
+        state[f"{norm}.{VAR}"] *= scale
+    return state
 
 
 def images(batch: int, height: int, width: int) -> np.ndarray:
     """Smooth blobs with a little noise, in 0 ... 1, [b, h, w, 3]."""
     rng = np.random.default_rng(zlib.crc32(b"images"))
-    coarse = rng.random((batch, height // 16, width // 16, 3)).repeat(16, axis=1).repeat(16, axis=2)
-    fine = rng.random((batch, height // 4, width // 4, 3)).repeat(4, axis=1).repeat(4, axis=2)
+    rows, columns = -(-height // 16), -(-width // 16)
+    coarse = rng.random((batch, rows, columns, 3)).repeat(16, axis=1).repeat(16, axis=2)[:, :height, :width]
+    fine = rng.random((batch, 4 * rows, 4 * columns, 3)).repeat(4, axis=1).repeat(4, axis=2)[:, :height, :width]
     return (0.6 * coarse + 0.3 * fine + 0.1 * rng.random((batch, height, width, 3))).astype(np.float32)
 
 

@@ -60,7 +60,7 @@ def torchvision_record(model: str, weights) -> dict:
         "model": model,
         "name": weights.name,
         "url": weights.url,
-        # torchvision publishes the first eight digits only, in the file's name
+        # torchvision publishes the first digits only, in the file's name
         "sha256": weights.url.rpartition("-")[2].removesuffix(".pth"),
         "licence": LICENCE,
         "recipe": weights.meta["recipe"],

@@ -36,6 +36,7 @@ class Model(nn.Module):
     torch_names: ClassVar[tuple[tuple[str, str], ...]] = (
         (r"^neck\.", "backbone.neck."),
         (r"\.inner_(\d+)", r".inner_\1_0"),
+        (r"\.pool_(\d+)", r".pool__\1"),  # torch's key has this underscore
     )
     torch_legacy_names: ClassVar[tuple[tuple[str, str], ...]] = ((r"^old\.", "fc."),)
 
@@ -49,7 +50,9 @@ class Model(nn.Module):
 class Neck(nn.Module):
     @nn.compact
     def __call__(self, x):
-        return nn.Conv(6, (1, 1), feature_group_count=1, name="inner_0")(x)
+        return nn.Conv(6, (1, 1), feature_group_count=1, use_bias=False, name="pool_1_0")(
+            nn.Conv(6, (1, 1), feature_group_count=1, name="inner_0")(x)
+        )
 
 
 SHAPES = {
@@ -62,6 +65,7 @@ SHAPES = {
     "layer1.0.conv5_mask.bias": (5,),
     "backbone.neck.inner.0.0.weight": (6, 5, 1, 1),
     "backbone.neck.inner.0.0.bias": (6,),
+    "backbone.neck.pool_1.0.weight": (6, 6, 1, 1),
     "fc.weight": (4, 6),
     "fc.bias": (4,),
 }

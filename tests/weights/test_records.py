@@ -5,26 +5,32 @@ import pytest
 from PIL import Image
 
 from jaxvision import registry
-from jaxvision.weights.records import Preprocessing, get_record, list_weights
+from jaxvision.weights.records import Preprocessing, _records, get_record, list_weights
 
-MODELS = [
-    *("squeezenet1_0", "squeezenet1_1", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
-    *("fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn"),
-]
+MODELS = [name for name in registry.list_models() if list_weights(name)]
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def test_every_record_has_a_model():
+    assert {record.model for record in _records()} == set(MODELS)
+    assert len(MODELS) == 38 and len(_records()) == 48
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_records_are_complete(model):
-    assert model in registry.list_models()
     for name in list_weights(model):
         record = get_record(model, name)
         assert (record.model, record.name) == (model, name)
-        assert len(record.sha256) in (8, 64) and int(record.sha256, 16) >= 0
+        assert len(record.sha256) in (8, 10, 64) and int(record.sha256, 16) >= 0
         assert record.licence and record.recipe.startswith("https://") and record.num_params > 10**6
-        assert len(record.categories) == (90 if "rcnn" in model else 1000)
-        if len(record.sha256) == 8:
-            assert record.url.endswith(f"-{record.sha256}.pth") and record.metrics
+        registry.get_model(model, **record.model_options)
+        if record.model_options.get("num_classes") == 0:
+            assert not record.categories and not record.metrics
+        else:
+            assert len(record.categories) == (90 if "rcnn" in model else 1000)
+        if record.url.startswith("https://"):
+            assert record.url.endswith(f"-{record.sha256}.pth")
+            assert record.metrics or not record.categories
     assert sum(get_record(model, name).default for name in list_weights(model)) == 1
     assert get_record(model) == get_record(model, "DEFAULT")
 
@@ -38,6 +44,11 @@ def test_known_facts():
     coco = get_record("maskrcnn_resnet50_fpn", "COCO_V1")
     assert coco.categories[0] == "person" and coco.categories[89] == "toothbrush"
     assert coco.model_options == {"norm_epsilon": 0.0}
+    assert get_record("inception_v3").preprocessing == Preprocessing(342, crop=299)
+    assert get_record("googlenet").model_options == {"transform_input": True}
+    features = get_record("vgg16", "IMAGENET1K_FEATURES")
+    assert features.preprocessing.mean == (0.48235, 0.45882, 0.40784) and features.preprocessing.std == (1 / 255,) * 3
+    assert get_record("vgg16").name == "IMAGENET1K_V1"
 
 
 def test_unknown_names():
