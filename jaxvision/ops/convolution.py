@@ -1,12 +1,14 @@
 """The convolution and the transposed convolution that every model uses: explicit padding, NHWC, HWIO.
 
-Here, once for all models, the formulation is chosen that is fast: XLA's CPU backend runs 1x1 convolutions at half, and
-depthwise and grouped ones at a few per cent, of the speed of plain formulations of the same sums.
+What XLA's CPU backend is slow at has another formulation in ``convolution_cpu``, for all models at once.
 """
+
+import functools
 
 import jax.numpy as jnp
 from jax import lax
 
+from jaxvision.ops.convolution_cpu import Window, conv_on_cpu, conv_xla, differs_on_cpu
 from jaxvision.typing import Array, Float
 
 IntOrPair = int | tuple[int, int]
@@ -38,19 +40,11 @@ def conv(
     _check(x.shape, kernel.shape, padding, dilation, groups)
     if kernel.shape[:2] == (1, 1) and groups == 1 and padding == (0, 0):
         return _conv_1x1(x[:, :: strides[0], :: strides[1]], kernel[0, 0])
-    windowed = dict(strides=strides, padding=padding, dilation=dilation)
-    if groups == 1:
-        return _conv_xla(x, kernel, groups=1, **windowed)
-    depthwise = groups == x.shape[-1] == kernel.shape[-1]
-
-    def on_cpu(x, kernel):
-        if depthwise:
-            return _depthwise_as_shifted_products(x, kernel[:, :, 0], **windowed)
-        return _grouped_as_dense_blocks(x, kernel, groups, **windowed)
-
-    return lax.platform_dependent(
-        x, kernel, cpu=on_cpu, default=lambda x, kernel: _conv_xla(x, kernel, groups=groups, **windowed)
-    )
+    window = Window(strides, padding, dilation)
+    plain = functools.partial(conv_xla, window=window, groups=groups)
+    if not differs_on_cpu(x, kernel, window, groups):
+        return plain(x, kernel)
+    return lax.platform_dependent(x, kernel, cpu=lambda x, k: conv_on_cpu(x, k, window, groups), default=plain)
 
 
 def conv_transpose(
@@ -94,60 +88,6 @@ def _conv_1x1(x, kernel):
     """One product of two matrices. An einsum is as fast forward; but its kernel gradient contracts three axes, for
     which XLA writes the gradient that arrives once more, transposed: a ResNet-50 step took a fifth longer."""
     return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:3], kernel.shape[1])
-
-
-def _conv_xla(x, kernel, *, strides, padding, dilation, groups):
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=strides,
-        padding=[(p, p) for p in padding],
-        rhs_dilation=dilation,
-        feature_group_count=groups,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-
-
-def _depthwise_as_shifted_products(x, kernel, *, strides, padding, dilation):
-    """Sum over the taps of the shifted, strided image times one weight a channel."""
-    x = jnp.pad(x, ((0, 0), (padding[0],) * 2, (padding[1],) * 2, (0, 0)))
-    height, width = (
-        (size - d * (k - 1) - 1) // s + 1 for size, k, s, d in zip(x.shape[1:3], kernel.shape, strides, dilation)
-    )
-    total = None
-    for row in range(kernel.shape[0]):
-        for column in range(kernel.shape[1]):
-            top, left = row * dilation[0], column * dilation[1]
-            shifted = x[
-                :,
-                top : top + (height - 1) * strides[0] + 1 : strides[0],
-                left : left + (width - 1) * strides[1] + 1 : strides[1],
-            ]
-            term = shifted * kernel[row, column][None, None, None, :]
-            total = term if total is None else total + term
-    return total
-
-
-def _grouped_as_dense_blocks(x, kernel, groups, **windowed):
-    """Groups bundled into blocks of at least 16 channels, each a dense convolution whose kernel is block diagonal.
-
-    Narrower blocks waste the vector units, wider ones multiply by more zeros: for 32 groups of 4 channels in a 56 x 56
-    map, 16 took 15 ms, 32 and 8 took 24 ms, one dense convolution 39 ms. The blocks run in parallel.
-    """
-    width = x.shape[-1] // groups
-    blocks = max(n for n in range(1, groups + 1) if groups % n == 0 and width * (groups // n) >= min(16, x.shape[-1]))
-    parts = zip(jnp.split(x, blocks, axis=-1), jnp.split(kernel, blocks, axis=-1), strict=True)
-    return jnp.concatenate(
-        [_conv_xla(part, _block_diagonal(taps, groups // blocks), groups=1, **windowed) for part, taps in parts], -1
-    )
-
-
-def _block_diagonal(kernel, groups):
-    """The dense kernel [kh, kw, i, o] that a grouped one [kh, kw, i/groups, o] stands for."""
-    kh, kw, per_group, out = kernel.shape
-    blocks = kernel.reshape(kh, kw, 1, per_group, groups, out // groups)
-    dense = blocks * jnp.eye(groups, dtype=kernel.dtype)[None, None, :, None, :, None]
-    return dense.reshape(kh, kw, groups * per_group, out)
 
 
 def _conv_transpose_without_overlap(x, kernel):
