@@ -37,8 +37,8 @@ def receptive_field(
     A unit's field is the smallest rectangle with every pixel that some path leads from, whatever the weights; the
     channels of a map count together. Where the fields of neighbours differ (after enlarging), the largest counts.
     A map whose units all see the same (a mean over the image) has stride 0.
-    Raises: ValueError if the image is too small for a unit of some map to see past no border (2048 pixels are enough
-    for all classifiers here), NotImplementedError for an operation on images that it has no rule for.
+    Raises: ValueError if the image is so small that the units of some map all see past its borders (4608 pixels do for
+    every classifier here), NotImplementedError for an operation on images that it has no rule for.
     """
     images = jax.ShapeDtypeStruct(image_shape, jnp.float32)
     traced, shapes = jax.make_jaxpr(function, return_shape=True)(images)
