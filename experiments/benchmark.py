@@ -1,9 +1,10 @@
-"""Time kernels and models, side by side with torchvision: ``python experiments/benchmark.py ops|model``.
+"""Time kernels and models, side by side with torchvision: ``python experiments/benchmark.py ops|model|classification``.
 
 torch may live in another environment: ``--torch-python /path/to/its/python``. Both libraries run on the CPU with the
 same number of threads and take turns, call by call. Without torch jaxvision is timed alone. The ratio is the median
 over the turns of our time by torch's, so below 1 is faster than torch. Other work on the machine does not slow both
 alike: threads that wait for each other lose most. On a busy machine believe ``--threads 1`` more, and neither much.
+Both keep freed memory (see ``allocator``). Training steps hand their state on, as a training loop does.
 """
 
 import dataclasses
@@ -12,15 +13,20 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import tyro
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script from anywhere
+
+from experiments.allocator import keep_freed_memory
+from experiments.benchmark_cases import Case, classifier_cases, model_cases, op_cases
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))  # run as a script from anywhere
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,131 +52,18 @@ class Model(Options):
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
-    name: str
-    torch: dict[str, Any]  # what torch_reference.py builds
-    build: Callable[[], tuple[Callable, tuple]]  # a function to compile and its arguments
+class Classification(Options):
+    """Classifiers: forward and training step, with multiply-adds by the rate of a matrix product, memory, compilation.
 
+    A share of 100 % is the rate (3 multiply-adds a weight and output in training) of the product of two 2048 x 2048
+    matrices, measured after each case. Memory is what XLA's program says it needs, arguments included.
+    """
 
-def op_cases() -> list[Case]:
-    import jax
-
-    from experiments import benchmark_inputs as inputs
-    from jaxvision import ops
-
-    def roi_align(maps, boxes):
-        levels = ops.assign_levels(boxes, num_levels=len(maps))
-        scales = tuple(1 / stride for stride in inputs.STRIDES)
-        return ops.multilevel_roi_align(maps, boxes, levels, size=(7, 7), spatial_scales=scales, sampling_ratio=2)
-
-    def max_pool(x):
-        return ops.max_pool(x, window=3, strides=2, padding=1)
-
-    def with_gradient(function):
-        def both(upstream, x, *rest):
-            out, pull_back = jax.vjp(lambda x: function(x, *rest), x)
-            return out, pull_back(upstream)
-
-        return both
-
-    def nms(count):
-        def run(boxes, scores):
-            return ops.nms(boxes, scores, iou_threshold=0.5, max_output=count)
-
-        return lambda: (run, (inputs.boxes(count), inputs.uniform(count)))
-
-    def paste(masks, boxes):
-        return ops.masks.paste(masks, boxes, image_size=inputs.IMAGE)
-
-    regions = lambda: (inputs.pyramid(), inputs.boxes(512))  # noqa: E731
-    picture = lambda: (inputs.normal(8, 112, 112, 64),)  # noqa: E731
-    roi_upstream, pool_upstream = (512, 7, 7, 256), (8, 56, 56, 64)
-    return [
-        Case("RoIAlign forward", {"kind": "roi_align", "backward": False}, lambda: (roi_align, regions())),
-        Case(
-            "RoIAlign forward + backward",
-            {"kind": "roi_align", "backward": True},
-            lambda: (with_gradient(roi_align), (inputs.normal(*roi_upstream), *regions())),
-        ),
-        Case("NMS, 2,000 boxes", {"kind": "nms", "count": 2000}, nms(2000)),
-        Case("NMS, 8,000 boxes", {"kind": "nms", "count": 8000}, nms(8000)),
-        Case("paste 100 masks", {"kind": "paste"}, lambda: (paste, (inputs.uniform(100, 28, 28), inputs.boxes(100)))),
-        Case("max pool 3x3/2 forward", {"kind": "max_pool", "backward": False}, lambda: (max_pool, picture())),
-        Case(
-            "max pool 3x3/2 forward + backward",
-            {"kind": "max_pool", "backward": True},
-            lambda: (with_gradient(max_pool), (inputs.normal(*pool_upstream), *picture())),
-        ),
-    ]
-
-
-def model_cases() -> list[Case]:
-    cases = []
-    for name in ("squeezenet1_1", "resnet18", "resnet50"):
-        for train in (False, True):
-            for batch in (1, 8):
-                cases.append(
-                    Case(
-                        f"{name} {'training step' if train else 'forward'}, batch {batch}",
-                        {"kind": "classifier", "name": name, "batch": batch, "train": train},
-                        lambda name=name, batch=batch, train=train: classifier(name, batch, train),
-                    )
-                )
-    name = "maskrcnn_resnet50_fpn"
-    return [*cases, Case(f"{name} detect and paste", {"kind": "detector", "name": name}, lambda: detector(name))]
-
-
-def classifier(name: str, batch: int, train: bool) -> tuple[Callable, tuple]:
-    import jax
-    import jax.numpy as jnp
-    import optax
-
-    import jaxvision as jv
-    from experiments import benchmark_inputs as inputs
-
-    model = jv.get_model(name, num_classes=1000)
-    images = inputs.normal(batch, 224, 224, 3)
-    variables = jax.jit(model.init)(jax.random.key(0), images)
-    if not train:
-        return lambda variables, images: model.apply(variables, images)[0], (variables, images)
-    labels, tx = jnp.arange(batch) % 1000, optax.sgd(1e-3, momentum=0.9)
-    params, statistics_ = variables["params"], {k: v for k, v in variables.items() if k != "params"}
-
-    def loss(params, statistics_, images, key):
-        (logits, _), updated = model.apply(
-            {"params": params, **statistics_}, images, train=True, mutable=list(statistics_), rngs={"dropout": key}
-        )
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), updated
-
-    def step(params, statistics_, state, images, key):
-        (_, updated), gradient = jax.value_and_grad(loss, has_aux=True)(params, statistics_, images, key)
-        updates, state = tx.update(gradient, state, params)
-        return optax.apply_updates(params, updates), updated, state
-
-    return step, (params, statistics_, tx.init(params), images, jax.random.key(1))
-
-
-def detector(name: str) -> tuple[Callable, tuple]:
-    """Random weights, but sure of class 0, as on torch's side: 100 detections to find and paste."""
-    import jax
-
-    import jaxvision as jv
-    from experiments import benchmark_inputs as inputs
-    from jaxvision import ops
-
-    model = jv.get_model(name)
-    images = inputs.uniform(1, *inputs.IMAGE, 3)
-    variables = jax.jit(model.init)(jax.random.key(0), images)
-    flat, tree = jax.tree_util.tree_flatten_with_path(variables)
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat]
-    (bias,) = [i for i, path in enumerate(names) if path.endswith("cls_score/bias") and "rpn" not in path]
-    leaves = [leaf.at[1].set(5.0) if i == bias else leaf for i, (_, leaf) in enumerate(flat)]
-
-    def detect(variables, images):
-        found = model.apply(variables, images, method="detect")
-        return found, ops.masks.paste(found.masks[0], found.boxes[0], image_size=inputs.IMAGE)
-
-    return detect, (jax.tree.unflatten(tree, leaves), images)
+    models: tuple[str, ...] = (
+        *("resnet50", "resnext50_32x4d", "vgg16", "mobilenet_v2", "densenet121", "shufflenet_v2_x1_0"),
+        "squeezenet1_1",
+    )
+    batches: tuple[int, ...] = (1, 8)
 
 
 class Torch:
@@ -203,43 +96,95 @@ class Torch:
 
 
 def measure(case: Case, torch: Torch | None, repeats: int) -> dict[str, Any]:
-    """Seconds of each call in turn, and of the compilation."""
+    """Seconds of each call in turn, and of the compilation; the memory of the program in bytes."""
     import jax
 
     function, arguments = case.build()
-    arguments = jax.device_put(arguments)
-    start = time.perf_counter()
-    compiled = jax.jit(function).lower(*arguments).compile()
-    compilation = time.perf_counter() - start
+    arguments = list(jax.device_put(arguments))
+    donated = tuple(range(case.carried))
+
+    def compiled():
+        start = time.perf_counter()
+        program = jax.jit(function, donate_argnums=donated).lower(*arguments).compile()
+        return program, time.perf_counter() - start
+
+    _, cold = compiled()
+    jax.clear_caches()
+    program, cached = compiled()  # from the cache on disk
     layout = torch.ask({"prepare": case.torch})["layout"] if torch else "none"
     ours, theirs = [], []
     for _ in range(repeats + 1):  # the first turn warms up
         start = time.perf_counter()
-        jax.block_until_ready(compiled(*arguments))
+        outputs = jax.block_until_ready(program(*arguments))
         ours.append(time.perf_counter() - start)
+        if case.carried:
+            arguments[: case.carried] = outputs[: case.carried]
+        del outputs
         if torch:
             theirs.append(torch.ask({"run": True})["seconds"])
-    return {"jax": ours[1:], "torch": theirs[1:], "compilation": compilation, "layout": layout}
+    sizes = program.memory_analysis()
+    memory = sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
+    return {
+        "jax": ours[1:],
+        "torch": theirs[1:],
+        "cold": cold,
+        "cached": cached,
+        "layout": layout,
+        "memory": memory - sizes.alias_size_in_bytes,
+    }
+
+
+def product_rate() -> float:
+    """Multiply-adds a second of a product of two 2048 x 2048 matrices, as it is now."""
+    import jax
+    import jax.numpy as jnp
+
+    matrix = jnp.ones((2048, 2048))
+    product = jax.jit(lambda a, b: a @ b)
+    seconds = []
+    for _ in range(8):
+        start = time.perf_counter()
+        product(matrix, matrix).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2048**3 / statistics.median(seconds[1:])
 
 
 def table(options: Options, torch: Torch | None) -> Iterator[str]:
-    cases = op_cases() if isinstance(options, Ops) else model_cases()
-    columns = ["case", "jax ms", *(["torch ms", "ratio"] if torch else []), "compile s"]
+    cases = {Ops: op_cases, Model: model_cases}.get(
+        type(options), lambda: classifier_cases(options.models, options.batches)
+    )()
+    wide = isinstance(options, Classification)
+    columns = ["case", "jax ms", *(["torch ms", "ratio"] if torch else []), *(["share", "MB"] if wide else [])]
+    columns += ["compile s", "from cache s"]
     yield f"| {' | '.join(columns)} |"
     yield f"|---{'|---:' * (len(columns) - 1)}|"
+    ratios = {}
     for case in cases:
         if options.only not in case.name:
             continue
-        seconds = measure(case, torch, options.repeats)
-        row = [case.name, f"{1e3 * statistics.median(seconds['jax']):.1f}"]
+        figures = measure(case, torch, options.repeats)
+        ours = statistics.median(figures["jax"])
+        row = [case.name, f"{1e3 * ours:.1f}"]
         if torch:
-            ratios = [ours / theirs for ours, theirs in zip(seconds["jax"], seconds["torch"], strict=True)]
-            layout = "" if seconds["layout"] == "none" else f" ({seconds['layout']})"
-            row += [f"{1e3 * statistics.median(seconds['torch']):.1f}{layout}", f"{statistics.median(ratios):.2f}"]
-        yield f"| {' | '.join([*row, format(seconds['compilation'], '.1f')])} |"
+            turns = zip(figures["jax"], figures["torch"], strict=True)
+            ratio = ratios[case.name] = statistics.median(ours / theirs for ours, theirs in turns)
+            layout = "" if figures["layout"] == "none" else f" ({figures['layout']})"
+            row += [f"{1e3 * statistics.median(figures['torch']):.1f}{layout}", f"{ratio:.2f}"]
+        if wide:
+            row += [f"{case.multiply_adds / ours / product_rate():.0%}", f"{figures['memory'] / 1e6:.0f}"]
+        row += [f"{figures['cold']:.1f}", f"{figures['cached']:.1f}"]
+        yield f"| {' | '.join(row)} |"
+    for part in ("forward", "training step"):
+        of_part = [ratio for name, ratio in ratios.items() if part in name]
+        if wide and of_part:
+            yield f"\ngeometric mean, {part}: {statistics.geometric_mean(of_part):.2f}"
 
 
-Command = Annotated[Ops, tyro.conf.subcommand("ops")] | Annotated[Model, tyro.conf.subcommand("model")]
+Command = (
+    Annotated[Ops, tyro.conf.subcommand("ops")]
+    | Annotated[Model, tyro.conf.subcommand("model")]
+    | Annotated[Classification, tyro.conf.subcommand("classification")]
+)
 
 
 def main() -> None:
@@ -249,8 +194,12 @@ def main() -> None:
     if hasattr(os, "sched_setaffinity"):  # XLA takes as many threads as it has cores, counted when jax is imported
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    keep_freed_memory()
     import jax
 
+    cache = tempfile.TemporaryDirectory()
+    jax.config.update("jax_compilation_cache_dir", cache.name)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     torch = Torch(options.torch_python, options.threads) if options.torch_python else None
     versions = {"jax": jax.__version__, **(torch.versions if torch else {})}
     print(", ".join(f"{name} {version}" for name, version in versions.items()), f"{options.threads} threads", sep=", ")
@@ -260,8 +209,9 @@ def main() -> None:
         if load > 0.3 * (os.cpu_count() or 1):
             print("the machine is busy: these figures are no better than hints")
     print()
-    for line in table(options, torch):
-        print(line, flush=True)
+    with cache:
+        for line in table(options, torch):
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

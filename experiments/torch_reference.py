@@ -14,6 +14,7 @@ import benchmark_inputs as inputs
 import torch
 import torch.nn.functional as F
 import torchvision
+from allocator import keep_freed_memory
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 LAYOUTS = {"channels last": torch.channels_last, "channels first": torch.contiguous_format}
@@ -56,9 +57,9 @@ def paste():
     return lambda: paste_masks_in_image(masks, boxes, inputs.IMAGE)
 
 
-def classifier(layout, name, batch, train):
+def classifier(layout, name, batch, size, train):
     model = torchvision.models.get_model(name, weights=None).to(memory_format=layout).train(train)
-    x = image(inputs.normal(batch, 224, 224, 3), layout)
+    x = image(inputs.normal(batch, size, size, 3), layout)
     if not train:
         return torch.no_grad()(lambda: model(x))
     labels = torch.arange(batch) % 1000
@@ -66,7 +67,9 @@ def classifier(layout, name, batch, train):
 
     def step():
         optimizer.zero_grad()
-        F.cross_entropy(model(x), labels).backward()
+        outputs = model(x)
+        heads = outputs if isinstance(outputs, tuple) else (outputs,)  # with auxiliary heads a named tuple
+        sum(F.cross_entropy(head, labels) for head in heads).backward()
         optimizer.step()
 
     return step
@@ -110,6 +113,7 @@ def prepare(case: dict) -> tuple[Callable[[], object], str]:
 
 
 def main() -> None:
+    keep_freed_memory()
     answers = os.fdopen(os.dup(1), "w")  # the pipe, kept free of what libraries print
     os.dup2(2, 1)
     torch.set_num_threads(int(sys.argv[1]))
