@@ -2,19 +2,37 @@
 
 import dataclasses
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import train
+from experiments import classification, train
 from experiments.augmentation import transforms
-from experiments.config import Augmentation, Coco, DigitScenes, Folders, available, from_json, to_json
+from experiments.config import (
+    Augmentation,
+    Coco,
+    Config,
+    DigitCrops,
+    Digits,
+    DigitScenes,
+    Folders,
+    Tfds,
+    available,
+    from_json,
+    to_json,
+)
 from experiments.evaluate import load_run
-from experiments.predict import preprocessing_of
+from experiments.predict import preprocessing_of, unique_paths
+from jaxvision import losses
 from jaxvision.data import digit_scenes as digit_scenes_module
 
 ROOT = Path(__file__).parent.parent
@@ -71,19 +89,22 @@ def smoke(config, data, output):
     model, options = config.model, config.model_options
     if isinstance(data, Coco):  # the full-size model is compiled in the parity tests
         model, options = "maskrcnn_small", {}
+    elif not isinstance(config.data, Folders | DigitScenes):  # one ResNet is enough; this one compiles fast
+        model, options = "squeezenet1_1", {}
     return dataclasses.replace(
         config, data=data, model=model, model_options=options, weights=None, backbone_weights=None, resize=None,
         image_size=(64, 64), batch_size=2, steps=1, eval_every=1, eval_images=2, eval_batch_size=2, pictures=1,
         optimizer=dataclasses.replace(config.optimizer, warmup_steps=0, freeze=()), output=output, devices=1,
-        augmentation=Augmentation(flip=0.5, scale=(1.0, 1.2), colour=0.1),
+        augmentation=dataclasses.replace(config.augmentation, flip=0.5, colour=0.1),
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", sorted(available()))
 def test_config_runs(name, request, tmp_path, capsys):
     config = available()[name][1]
-    data = {DigitScenes: "digit_scenes", Coco: "coco", Folders: "folders"}[type(config.data)]
-    config = smoke(config, request.getfixturevalue(data), tmp_path / "run")
+    made_up = {DigitScenes: "digit_scenes", Coco: "coco", Folders: "folders", Tfds: "folders"}.get(type(config.data))
+    data = config.data if made_up is None else request.getfixturevalue(made_up)
+    config = smoke(config, data, tmp_path / "run")
     figures = train.run(config)
     assert figures and all(isinstance(value, float) for value in figures.values())
     assert json.loads((config.output / "results.json").read_text()).keys() == figures.keys()
@@ -147,3 +168,119 @@ def test_predict_classifies_a_photograph_with_real_weights(tmp_path):
     assert lines[1].split(maxsplit=1)[1] == "espresso" and float(lines[1].split()[0]) > 0.9
     assert "Egyptian cat" in next(lines[i + 1] for i, line in enumerate(lines) if "chelsea" in line)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["chelsea.png", "coffee.png"]
+
+
+def test_validation_sees_the_configured_middle():
+    """224 of 256: the shorter side is resized to 256, and the middle 224 pixels of both are taken."""
+    config = dataclasses.replace(available()["imagenet_resnet50"][1], image_size=(28, 28), eval_crop=28 / 32)
+    image = np.zeros((64, 96, 3), np.uint8)
+    image[4:60, 20:76] = 255  # 56 x 56 of the 64 x 64 in the middle
+    pixels = preprocessing_of(config)(image) * np.array(config.std, np.float32) + np.array(config.mean, np.float32)
+    assert pixels.shape == (28, 28, 3)
+    assert (pixels[1:-1, 1:-1] > 0.99).all() and (pixels[0] > 0.5).all()
+
+
+class Headed(nn.Module):
+    """Logits, and two auxiliary heads in training, all linear in the mean colour."""
+
+    num_classes: int = 4
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, images, *, train=False):
+        x = jnp.mean(images, axis=(1, 2))
+        logits = {name: nn.Dense(self.num_classes, name=name, dtype=x.dtype)(x) for name in ("fc", "aux1", "aux2")}
+        return logits.pop("fc"), logits if train else {}
+
+
+def headed(**options):
+    """The configured loss function of ``Headed``, its parameters and a batch."""
+    config = Config(data=Digits(), model=options.pop("model", "googlenet"), **options)
+    batch = {"images": jax.random.normal(jax.random.key(1), (4, 6, 6, 3)), "labels": jnp.array([3, 0, 1, 1])}
+    params = Headed().init(jax.random.key(0), batch["images"], train=True)["params"]
+    return classification.loss_of(config, Headed()), params, batch
+
+
+@pytest.mark.parametrize(("model", "weight"), [("googlenet", 0.3), ("inception_v3", 0.4)])
+def test_loss_of_a_classifier_by_hand(model, weight):
+    loss_fn, params, batch = headed(model=model, label_smoothing=0.1)
+    loss, (metrics, _) = loss_fn(params, {}, batch, jax.random.key(2))
+    logits, auxiliary = Headed().apply({"params": params}, batch["images"], train=True)
+
+    def mean(logits):
+        return losses.cross_entropy(logits, batch["labels"], label_smoothing=0.1).mean()
+
+    want = mean(logits) + weight * (mean(auxiliary["aux1"]) + mean(auxiliary["aux2"]))
+    np.testing.assert_allclose(loss, want, rtol=1e-6)
+    np.testing.assert_allclose(metrics["loss_aux2"], mean(auxiliary["aux2"]), rtol=1e-6)
+
+
+def test_mixup_and_cutmix_take_turns():
+    """Mixup fades all pixels, cutmix swaps some of them and leaves the others as they are."""
+    images, labels = jax.random.normal(jax.random.key(1), (2, 8, 8, 3)), jnp.eye(2)
+    mix, kinds = jax.jit(classification.mixing(0.5, 1.0)), []
+    for seed in range(40):
+        mixed, soft = mix(jax.random.key(seed), images, labels)
+        swapped = np.isclose(mixed, images[::-1]) | np.isclose(mixed, images)
+        kinds.append("cutmix" if swapped.all() else "mixup")
+        np.testing.assert_allclose(soft.sum(1), 1, rtol=1e-6)
+    assert 8 <= kinds.count("mixup") <= 32
+    assert classification.mixing(0.0, 0.0) is None
+    loss_fn, params, batch = headed(augmentation=Augmentation(mixup=0.5, cutmix=1.0))
+    mixed, _ = jax.jit(loss_fn)(params, {}, batch, jax.random.key(0))
+    assert np.isfinite(mixed) and mixed != headed()[0](params, {}, batch, jax.random.key(0))[0]
+
+
+def test_bfloat16_network_has_float32_losses_and_gradients():
+    loss_fn, params, batch = headed()
+    (want, _), exact = jax.value_and_grad(loss_fn, has_aux=True)(params, {}, batch, jax.random.key(0))
+    coarse_fn = train.computing_in("bfloat16", loss_fn)
+    (loss, (metrics, _)), grads = jax.value_and_grad(coarse_fn, has_aux=True)(params, {}, batch, jax.random.key(0))
+    for leaf in jax.tree.leaves((loss, metrics, grads)):
+        assert leaf.dtype == jnp.float32
+    np.testing.assert_allclose(loss, want, rtol=1e-2)
+    assert loss != want
+    for one, other in zip(jax.tree.leaves(grads), jax.tree.leaves(exact)):
+        np.testing.assert_allclose(one, other, atol=1e-2)
+
+
+def test_pictures_of_equal_names_are_all_kept():
+    names = ("a/cat.jpg", "b/cat.png", "skimage:cat", "cat_2.jpg")
+    paths = unique_paths(names, Path("out"))
+    assert [path.name for path in paths] == ["cat.png", "cat_2.png", "cat_3.png", "cat_2_2.png"]
+
+
+def test_two_processes_run_the_script(tmp_path):
+    """The command of the README with another number in each; the first one alone speaks and writes."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        coordinator = f"localhost:{free.getsockname()[1]}"
+    options = (
+        "--weights None --steps 2 --image-size 32 32 --batch-size 4 --eval-images 4 --pictures 1 --eval-batch-size 60"
+    )
+    command = [sys.executable, str(ROOT / "experiments" / "train.py"), "digits_squeezenet", *options.split()]
+    command += [
+        "--optimizer.warmup-steps",
+        "0",
+        "--distributed.coordinator",
+        coordinator,
+        "--distributed.processes",
+        "2",
+    ]
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    processes = [
+        subprocess.Popen(
+            [*command, "--output", str(tmp_path / "run"), "--distributed.process", str(process)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for process in range(2)
+    ]
+    (first, error), (second, _) = (process.communicate(timeout=240) for process in processes)
+    assert [process.returncode for process in processes] == [0, 0], error
+    assert "top1" in first and "training 2 steps" in first and "top1" not in second
+    assert json.loads((tmp_path / "run" / "results.json").read_text()).keys() == {"top1", "top5", "val_loss"}
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2  # training, evaluation
+    assert len(list((tmp_path / "run" / "pictures").iterdir())) == 1

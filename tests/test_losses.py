@@ -53,3 +53,28 @@ def test_gradients(x64):
     check_grads(lambda x: losses.smooth_l1(x, beta=1 / 9), (x,), order=2, modes=("fwd", "rev"))
     check_grads(lambda x: losses.cross_entropy(x[None], jnp.array([2]), label_smoothing=0.1), (x,), order=2)
     check_grads(lambda x: losses.binary_cross_entropy(x, jnp.array([0.0, 1.0, 0.5, 0.2])), (x,), order=2)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_of_soft_labels(smoothing):
+    logits, labels = jax.random.normal(jax.random.key(0), (5, 4)) * 50, jnp.array([0, 3, 1, 2, 2])
+    hard = losses.cross_entropy(logits, labels, label_smoothing=smoothing)
+    soft = losses.cross_entropy(logits, jax.nn.one_hot(labels, 4), label_smoothing=smoothing)
+    np.testing.assert_allclose(soft, hard, rtol=1e-5, atol=1e-5)
+    other = losses.cross_entropy(logits, labels[::-1], label_smoothing=smoothing)
+    mixed = 0.3 * jax.nn.one_hot(labels, 4) + 0.7 * jax.nn.one_hot(labels[::-1], 4)
+    got = losses.cross_entropy(logits, mixed, label_smoothing=smoothing)
+    np.testing.assert_allclose(got, 0.3 * hard + 0.7 * other, rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16_is_computed_in_float32():
+    logits = jax.random.normal(jax.random.key(0), (300, 4)).astype(jnp.bfloat16)
+    labels = jnp.arange(300) % 4
+    want = losses.cross_entropy(logits.astype(jnp.float32), labels)
+    got = losses.cross_entropy(logits, labels)
+    assert got.dtype == jnp.float32
+    np.testing.assert_array_equal(got, want)
+    mean = losses.weighted_mean(want.astype(jnp.bfloat16), jnp.ones(300, bool))
+    np.testing.assert_allclose(mean, np.mean(want.astype(jnp.bfloat16).astype(np.float32)), rtol=1e-6)
+    for loss in (losses.binary_cross_entropy(logits, jnp.ones((300, 4))), losses.smooth_l1(logits, beta=0.0)):
+        assert loss.dtype == jnp.float32

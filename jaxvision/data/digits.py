@@ -38,7 +38,7 @@ class Digits:
 
 
 class DigitCrops:
-    """Each digit alone, painted as in ``digit_scenes``: enlarged to 20-48 pixels, in a random saturated colour, at a
+    """Each digit alone, painted as in ``digit_scenes``: enlarged to 34-50 pixels, in a random saturated colour, at a
     random place of a 64x64 crop of a photograph.
 
     In training each digit is painted four times (5,748 pictures), in the test once (360). A picture depends on its
@@ -48,7 +48,7 @@ class DigitCrops:
 
     categories = CATEGORIES
     size = 64
-    sides = (20, 48)
+    sides = (34, 50)
 
     def __init__(self, split: str):
         _check(split)

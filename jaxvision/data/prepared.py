@@ -35,18 +35,19 @@ class PreparedImages:
         except tfds.core.DatasetNotFoundError as error:
             raise FileNotFoundError(f"the data set {name} is not prepared in {folder}; {remedy}") from error
         features, splits = builder.info.features, builder.info.splits
-        if not isinstance(features.get("image"), tfds.features.Image) or not hasattr(features.get("label"), "names"):
-            raise ValueError(f"{name} has the features {', '.join(features)}; an image and a class label are needed")
+        kinds = {key: type(value) for key, value in features.items()}
+        if kinds.get("image") is not tfds.features.Image or kinds.get("label") is not tfds.features.ClassLabel:
+            raise ValueError(
+                f"{name} has the features {', '.join(sorted(features))}; an image and a class label are needed"
+            )
         if split not in splits:
-            raise ValueError(f"{name} has the splits {', '.join(splits)}, not {split!r}")
+            raise ValueError(f"{name} has the splits {', '.join(sorted(splits))}, not {split!r}")
         if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
             raise ValueError(
                 f"{name} in {folder} is not in the format array_record, which alone can be shuffled; {remedy}"
             )
         self.categories = tuple(features["label"].names)
-        encoded = {
-            key: tfds.decode.SkipDecoding() for key, value in features.items() if isinstance(value, tfds.features.Image)
-        }
+        encoded = {key: tfds.decode.SkipDecoding() for key, kind in kinds.items() if kind is tfds.features.Image}
         self.records = builder.as_data_source(split, decoders=encoded)
 
     def __len__(self) -> int:

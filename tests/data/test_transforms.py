@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxvision.data.transforms import colour_jitter, crop, flip_horizontal, random_crop, resize, scale_jitter
+from jaxvision.data.transforms import (
+    central_crop,
+    colour_jitter,
+    crop,
+    flip_horizontal,
+    random_crop,
+    random_resized_crop,
+    resize,
+    scale_jitter,
+)
 
 COLOURS = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8)
 
@@ -254,3 +263,59 @@ def test_the_data_of_a_jax_key_is_a_key(example):
     data = np.asarray(jax.random.key_data(jax.random.key(3)))
     one, two = (random_crop(data, example, size=(9, 9)) for _ in range(2))
     np.testing.assert_array_equal(one["image"], two["image"])
+
+
+def test_random_resized_crop_covers_its_range():
+    image = np.zeros((60, 90, 3), np.uint8)
+    image[..., 0] = np.arange(60)[:, None] * 4
+    image[..., 1] = np.arange(90)[None, :] * 2
+    shares, aspects, lefts = [], [], []
+    for key in range(300):
+        window = random_resized_crop(key, {"image": image, "label": 3}, size=(30, 20), area=(0.2, 0.6))
+        assert window["image"].shape == (30, 20, 3) and window["label"] == 3
+        # How far the colours change from the first to the last pixel's centre tells the window's size.
+        rows, columns = window["image"][:, 10, 0].astype(float) / 4, window["image"][15, :, 1].astype(float) / 2
+        height, width = (rows[-3] - rows[2]) / 25 * 30, (columns[-3] - columns[2]) / 15 * 20
+        shares.append(height * width / (60 * 90))
+        aspects.append(width / height)
+        lefts.append(columns[0])
+    assert 0.17 < min(shares) < 0.24 and 0.5 < max(shares) < 0.65 and abs(np.mean(shares) - 0.4) < 0.03
+    assert 0.68 < min(aspects) < 0.85 and 1.2 < max(aspects) < 1.45 and abs(np.mean(np.log(aspects))) < 0.05
+    assert min(lefts) < 3 and max(lefts) > 40
+
+
+def test_random_resized_crop_moves_the_objects():
+    """A bright square and its box stay together."""
+    image, mask = np.zeros((40, 40, 3), np.uint8), np.zeros((1, 40, 40), bool)
+    image[10:30, 12:28], mask[0, 10:30, 12:28] = 255, True
+    example = {
+        "image": image,
+        "boxes": np.array([[12, 10, 28, 30]], np.float32),
+        "labels": np.array([2]),
+        "masks": mask,
+    }
+    for key in range(20):
+        moved = random_resized_crop(key, example, size=(80, 80), area=(0.7, 1.0), aspect=(1.0, 1.0))
+        ys, xs = np.nonzero(moved["image"][..., 0] > 127)
+        found = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+        np.testing.assert_allclose(moved["boxes"][0], found, atol=1.01)
+        ys, xs = np.nonzero(moved["masks"][0])
+        np.testing.assert_allclose([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], found, atol=2.01)
+
+
+def test_random_resized_crop_of_a_strip_is_its_middle():
+    """No window of an allowed aspect has enough area: the largest one in the middle."""
+    image = np.zeros((10, 100, 3), np.uint8)
+    image[:, 43:56] = 255
+    window = random_resized_crop(0, {"image": image}, size=(9, 12), area=(0.9, 1.0))["image"]
+    assert (window == 255).all()
+    with pytest.raises(ValueError, match="more than the image's area"):
+        random_resized_crop(0, {"image": image}, size=(9, 9), area=(0.5, 2.0))
+    with pytest.raises(ValueError, match="aspect must be"):
+        random_resized_crop(0, {"image": image}, size=(9, 9), aspect=(2.0, 1.0))
+
+
+def test_central_crop():
+    image = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
+    np.testing.assert_array_equal(central_crop({"image": image}, size=(3, 3))["image"], image[1:4, 2:5])
+    np.testing.assert_array_equal(central_crop({"image": image}, size=(9, 3))["image"], image[:, 2:5])
