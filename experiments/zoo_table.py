@@ -85,7 +85,9 @@ def records(name: str):
 
 def top1(name: str) -> str:
     metrics = {record.name: record.metrics.get("ImageNet-1K", {}).get("acc@1") for record in records(name)}
-    return "<br>".join(f"{weights.removeprefix('IMAGENET1K_')} {value:.2f}" for weights, value in metrics.items() if value is not None)
+    return "<br>".join(
+        f"{weights.removeprefix('IMAGENET1K_')} {value:.2f}" for weights, value in metrics.items() if value is not None
+    )
 
 
 def difference(name: str) -> str:
