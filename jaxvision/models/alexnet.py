@@ -2,10 +2,11 @@
 
 ``alexnet_2012``: ImageNet Classification with Deep Convolutional Neural Networks (Krizhevsky et al., NeurIPS 2012),
 section 3 and figure 2. Two towers of half the kernels each are two groups of a grouped convolution in the second,
-fourth and fifth layer. Local response normalisation has the paper's constants and stands, as there, between ReLU and
-pooling, which overlaps; dropout follows the two hidden dense layers. Deviations: images of 224 pixels are padded by 2,
-which gives the paper's maps of 55 cells (Caffe's release takes 227 unpadded, divides alpha by 5 and has k = 1 instead
-of 2); images of other sizes are pooled to the 6 x 6 cells that the dense layers want.
+fourth and fifth layer. Local response normalisation has the paper's constants, sums over neighbours of both towers, as
+equation 1 counts all kernels of a layer, and stands between ReLU and pooling, which overlaps; dropout follows the two
+hidden dense layers. Deviations: images of 224 pixels are padded by 2, which gives the paper's maps of 55 cells (Caffe's
+release takes 227 unpadded, divides alpha by 5 and has k = 1 instead of 2); maps of other sizes are pooled to the 6 x 6
+cells that the dense layers want.
 
 ``alexnet``: torchvision's, one tower after One weird trick for parallelizing convolutional neural networks
 (Krizhevsky, arXiv:1404.5997), without normalisation, dropout before the dense layers.
