@@ -153,6 +153,15 @@ def torch_keys(module: nn.Module, paths: Mapping[Path, Any]) -> dict[Path, str]:
     return keys
 
 
+def torch_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The keys and shapes of the model's state dict, without computing anything."""
+    wanted = template(module)
+    return {
+        key: tuple(np.take(wanted[path].shape, np.argsort(_axes(path, wanted[path].ndim))).tolist())
+        for path, key in torch_keys(module, wanted).items()
+    }
+
+
 def _current_name(module: nn.Module, key: str) -> str:
     for pattern, replacement in getattr(module, "torch_legacy_names", ()):
         key = re.sub(pattern, replacement, key)

@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxvision import registry
 from jaxvision.typing import Variables
-from jaxvision.weights.convert import Misshapen, as_leaf, match, misfit, template, torch_keys
+from jaxvision.weights.convert import Misshapen, as_leaf, match, misfit, torch_shapes
 from jaxvision.weights.files import PICKLES, read_state_dict
 from jaxvision.weights.records import WeightsRecord, get_record
 
@@ -107,7 +107,7 @@ def _keys(module: nn.Module, **changes: Any) -> set[str]:
     """Torch's keys of the module with other values of those of the fields that it has."""
     fields = {field.name for field in dataclasses.fields(module)}
     other = module.clone(**{name: value for name, value in changes.items() if name in fields})
-    return set(torch_keys(other, template(other)).values())
+    return set(torch_shapes(other))
 
 
 def _adapted(stem: Misshapen) -> tuple[tuple[str, ...], jax.Array]:

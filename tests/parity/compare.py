@@ -1,6 +1,7 @@
 """How far a classifier is from torchvision's of the same name: ``python tests/parity/compare.py [name ...]`` writes
 ``measured.json``, with the interpreter that ``JAXVISION_TORCH_PYTHON`` names where torch is not installed here."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -13,33 +14,34 @@ import fill
 import flax.linen as nn
 import jax
 import numpy as np
-from flax.traverse_util import unflatten_dict
 
 import jaxvision as jv
-from jaxvision.weights.convert import template
+from jaxvision.weights.convert import torch_shapes
 
 HERE = Path(__file__).parent
 NAMES = json.loads((HERE / "goldens" / "names.json").read_text())
 CLASSIFIERS = [name for name in NAMES if "rcnn" not in name]
+GOLDENS = [name for name in CLASSIFIERS if (HERE / "goldens" / f"{name}.npz").exists()]  # one a family, or more
 FEATURES = ("c0", "c1", "c2", "c3", "c4", "c5")
 AUXILIARY = ("aux1", "aux2")
+# The compiler takes most of the time here, and half of that without the optimisations of its last stage.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-def state_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Of the model's state dict; nothing is allocated."""
-    zeros = {path: np.broadcast_to(np.float32(0), leaf.shape) for path, leaf in template(model).items()}
-    return {key: value.shape for key, value in jv.to_torch(model, unflatten_dict(zeros)).items()}
-
-
-def differences(name: str, golden: dict[str, np.ndarray]) -> dict[str, float]:
+def differences(name: str, golden: dict[str, np.ndarray], dtype: type = np.float32) -> dict[str, float]:
     """The largest, each relative to the golden's largest value; batch statistics are in units of their norm's scale."""
     options = {"aux_logits": bool(golden["aux_logits"])} if "aux_logits" in golden else {}
     model = jv.get_model(name, **fill.OPTIONS.get(name, {}), **options)
-    variables = jv.from_torch(model, fill.calibrated(state_shapes(model), golden["scales"]))
-    found = inference(model, variables, int(golden["size"]))
+    variables = jv.from_torch(model, fill.calibrated(torch_shapes(model), golden["scales"]))
+    variables = jax.tree.map(lambda leaf: leaf.astype(dtype), variables)
+    found = inference(model, variables, images(golden["size"], dtype))
     if "momentum" in golden:
-        found |= training(model, variables, int(golden["training_size"]), golden)
+        found |= training(model, variables, images(golden["training_size"], dtype), golden)
     return {part: relative(part, golden, found) for part in golden if part in found}
+
+
+def images(size: np.ndarray, dtype: type) -> np.ndarray:
+    return fill.normalise(fill.images(2, int(size), int(size))).astype(dtype)
 
 
 def relative(part: str, golden: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> float:
@@ -52,10 +54,10 @@ def relative(part: str, golden: dict[str, np.ndarray], found: dict[str, np.ndarr
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
-def inference(model: nn.Module, variables: dict, size: int) -> dict[str, np.ndarray]:
+def inference(model: nn.Module, variables: dict, images: np.ndarray) -> dict[str, np.ndarray]:
     """Logits, features, and the gradient of the logits' logsumexp with respect to the images."""
 
-    @jax.jit
+    @quick_jit
     def run(variables, images):
         def score(images):
             logits, features = model.apply(variables, images)
@@ -64,22 +66,24 @@ def inference(model: nn.Module, variables: dict, size: int) -> dict[str, np.ndar
         gradient, found = jax.grad(score, has_aux=True)(images)
         return {**found, "gradient": gradient}
 
-    return run(variables, fill.normalise(fill.images(2, size, size)))
+    return run(variables, images)
 
 
-def training(model: nn.Module, variables: dict, size: int, golden: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def training(
+    model: nn.Module, variables: dict, images: np.ndarray, golden: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     """Auxiliary logits of a pass in training without dropout, and what the running statistics took in."""
 
     def without_dropout(call, args, kwargs, context):
         return args[0] if isinstance(context.module, nn.Dropout) else call(*args, **kwargs)
 
-    @jax.jit
+    @quick_jit
     def run(variables, images):
         with nn.intercept_methods(without_dropout):
             (_, features), moved = model.apply(variables, images, train=True, mutable=["batch_stats"])
         return {part: features[part] for part in AUXILIARY if part in features}, moved
 
-    found, moved = run(variables, fill.normalise(fill.images(2, size, size)))
+    found, moved = run(variables, images)
     before, after = jv.to_torch(model, variables), jv.to_torch(model, {**variables, **moved})
     statistics = []
     for norm, scale in zip(fill.norms(before), golden["scales"], strict=True):
@@ -95,10 +99,14 @@ def torch_python() -> str | None:
     return os.environ.get("JAXVISION_TORCH_PYTHON") or (sys.executable if here else None)
 
 
+def run_torch(script: str, *args: str | Path) -> None:
+    subprocess.run([torch_python(), HERE / script, *args], check=True)
+
+
 def live(name: str, folder: Path) -> dict[str, np.ndarray]:
     """The golden that torchvision gives now."""
     path = folder / f"{name}.npz"
-    subprocess.run([torch_python(), HERE / "make_goldens.py", name, path], check=True)
+    run_torch("make_goldens.py", name, path)
     return dict(np.load(path))
 
 

@@ -3,11 +3,13 @@ pass in training; by goldens that ``make_goldens.py`` wrote, and by those it wri
 
 import json
 
+import jax
 import numpy as np
 import pytest
-from compare import AUXILIARY, CLASSIFIERS, FEATURES, HERE, differences, live, torch_python  # pytest adds this folder
+from compare import AUXILIARY, CLASSIFIERS, FEATURES, GOLDENS, HERE, differences, live, run_torch, torch_python
 
-GOLDENS = sorted(path.stem for path in (HERE / "goldens").glob("*.npz") if path.stem in CLASSIFIERS)
+import jaxvision as jv
+
 BOUNDS = dict.fromkeys(("logits", *FEATURES), 0.0001) | dict.fromkeys(("gradient", "statistics", *AUXILIARY), 0.001)
 
 
@@ -17,7 +19,12 @@ def check(name, golden):
     assert {"logits", "gradient"} <= found.keys()
     assert ("statistics" in found) == (len(golden["scales"]) > 0)
     far = {part: value for part, value in found.items() if not value < BOUNDS[part]}
-    assert not far
+    if list(far) == ["gradient"]:
+        # A value within rounding of a kink, ReLU's or a pool's, makes a gradient jump in float32, but not in float64.
+        with jax.enable_x64(True):
+            assert differences(name, golden, np.float64)["gradient"] < 1e-6, far
+    else:
+        assert not far
     return found
 
 
@@ -28,14 +35,27 @@ def test_golden(name):
     assert len(levels) >= 3 and levels == [part for part in check(name, golden) if part in FEATURES]
 
 
+live_test = pytest.mark.skipif(
+    torch_python() is None,
+    reason="torch and torchvision are not installed, and JAXVISION_TORCH_PYTHON names no interpreter that has them",
+)
+
+
+@live_test
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_live(name, tmp_path):
-    if torch_python() is None:
-        pytest.skip(
-            "torch and torchvision are not installed, and JAXVISION_TORCH_PYTHON names no interpreter with them"
-        )
     check(name, live(name, tmp_path))
+
+
+@live_test
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_files_go_both_ways(name, tmp_path):
+    run_torch("exchange.py", name, tmp_path / "model.pth")
+    variables = jv.load_weights(name, tmp_path / "model.pth")
+    np.savez(tmp_path / "arrays.npz", **jv.to_torch(name, variables))
+    run_torch("exchange.py", name, tmp_path / "model.pth", tmp_path / "arrays.npz")
 
 
 def test_measured_within_the_bounds():

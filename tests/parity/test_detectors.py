@@ -6,11 +6,10 @@ import fill  # pytest puts this folder on the path
 import jax
 import numpy as np
 import pytest
-from flax.traverse_util import unflatten_dict
 
 import jaxvision as jv
 from jaxvision.ops import masks
-from jaxvision.weights.convert import template
+from jaxvision.weights.convert import torch_shapes
 
 GOLDENS = Path(__file__).parent / "goldens"
 SIZE = (256, 320)
@@ -21,9 +20,7 @@ def detect():
     """Our detections, with the golden's weights, in the top left part of its image; the rest is padding."""
     model = jv.get_model("maskrcnn_resnet50_fpn", num_classes=90)
     images = fill.normalise(fill.images(1, *SIZE))
-    zeros = {path: np.broadcast_to(np.float32(0), leaf.shape) for path, leaf in template(model).items()}
-    keys = jv.to_torch(model, unflatten_dict(zeros))
-    state = {key: fill.fill(key, value.shape, fill.DETECTOR_GAINS) for key, value in keys.items()}
+    state = {key: fill.fill(key, shape, fill.DETECTOR_GAINS) for key, shape in torch_shapes(model).items()}
     variables = jv.from_torch(model, state)
     compiled = jax.jit(lambda v, x, sizes: model.apply(v, x, sizes, method="detect"))
 
