@@ -83,7 +83,7 @@ class MobileNetV2(nn.Module):
         return outputs, features
 
 
-def round_channels(channels: float) -> int:
+def round_channels(channels: int | float) -> int:
     """The multiple of 8 nearest to ``channels`` (up at the middle), at least 8 and never below nine tenths of it."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded if rounded >= 0.9 * channels else rounded + 8
