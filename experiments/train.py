@@ -39,6 +39,7 @@ def run(config: Config) -> dict[str, float]:
         raise ValueError(f"batch_size={config.batch_size} is no multiple of the {jax.process_count()} processes")
     first_host = jax.process_index() == 0
     task = {"detection": detection, "classification": classification}[model_task(config.model)]
+    checkpointer = train.Checkpointer(config.output / "checkpoints")  # first of all: it fails where it cannot write
     train_source, val_source = task.sources(config)
     categories = train_source.categories
     if first_host:
@@ -83,7 +84,6 @@ def run(config: Config) -> dict[str, float]:
 
     evaluate = task.evaluator(config, plain, val_source)
     run_config = {**to_json(config), "categories": list(categories)}
-    checkpointer = train.Checkpointer(config.output / "checkpoints")
     writers = (train.JsonlWriter(config.output), train.TensorBoardWriter(config.output / "tensorboard"))
     if first_host and not (config.output / "config.json").exists():  # a resume that is refused must not change it
         write_json(config.output / "config.json", run_config)

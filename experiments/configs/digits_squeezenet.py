@@ -18,12 +18,14 @@ def config() -> Config:
         image_size=(64, 64),
         augmentation=Augmentation(flip=0.0, scale=(1.0, 1.15), colour=0.2),  # a mirrored 2 is not a 2
         batch_size=32,
-        steps=700,
-        optimizer=Optimizer(name="adamw", learning_rate=7e-4, weight_decay=0.01, warmup_steps=50, clip_norm=5.0),
-        eval_every=350,
+        steps=900,
+        optimizer=Optimizer(
+            name="adamw", learning_rate=1e-3, weight_decay=0.01, warmup_steps=50, clip_norm=5.0, ema_decay=0.99
+        ),
+        eval_every=450,
         eval_batch_size=60,
         best_metric="top1",
-        checkpoint_every=350,
+        checkpoint_every=450,
         log_every=50,
         output=Path("runs/digits_squeezenet"),
         pictures=16,

@@ -41,7 +41,7 @@ class DigitCrops:
     """Each digit alone, painted as in ``digit_scenes``: enlarged to 34-50 pixels, in a random saturated colour, at a
     random place of a 64x64 crop of a photograph.
 
-    In training each digit is painted four times (5,748 pictures), in the test once (360). A picture depends on its
+    In training each digit is painted 16 times (22,992 pictures), in the test once (360). A picture depends on its
     split and index alone.
     Raises: as ``Digits``; the photographs need scikit-image as well.
     """
@@ -54,7 +54,7 @@ class DigitCrops:
         _check(split)
         self.split, self.photos = SPLITS.index(split), photographs()
         self.digits, self.labels = handwriting(split)
-        self.paintings = 4 if split == "train" else 1
+        self.paintings = 16 if split == "train" else 1
 
     def __len__(self) -> int:
         return self.paintings * len(self.labels)

@@ -37,7 +37,8 @@ def layers(axis_name: str | None, train: bool):
 
 
 def average(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    return ops.avg_pool(x, window=3, strides=1, padding=1)  # whose border counts the padding
+    """The 3x3 mean of the pooling branches; at the border the padding counts."""
+    return ops.avg_pool(x, window=3, strides=1, padding=1)
 
 
 class InceptionA(nn.Module):

@@ -19,7 +19,7 @@ def test_digits_are_scikit_learns():
 
 def test_crops_show_the_digit_and_depend_on_their_index_alone():
     test = DigitCrops("test")
-    assert (len(test), len(DigitCrops("train"))) == (360, 4 * 1437)
+    assert (len(test), len(DigitCrops("train"))) == (360, 16 * 1437)
     example, again = test[5], DigitCrops("test")[np.int64(5)]
     np.testing.assert_array_equal(example["image"], again["image"])
     assert example["image"].shape == (64, 64, 3) and example["image"].dtype == np.uint8

@@ -72,5 +72,5 @@ def test_dtypes_gradients_and_bad_input(x64, mix):
     check_grads(lambda images, labels: mix(jax.random.key(0), images, labels), (images, labels), order=1)
     with pytest.raises(ValueError, match="3 rows do not make pairs"):
         mix(jax.random.key(0), images[:3], labels[:3])
-    with pytest.raises(ValueError, match="alpha must be positive, not 0.0"):
+    with pytest.raises(ValueError, match="alpha must be positive"):
         functools.partial(mix, alpha=0.0)(jax.random.key(0), images, labels)
