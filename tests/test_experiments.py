@@ -128,6 +128,17 @@ def test_config_runs(name, request, tmp_path, capsys, monkeypatch):
     assert "nothing to train" in capsys.readouterr().out
 
 
+def test_the_last_validation_is_not_repeated(tmp_path, monkeypatch):
+    monkeypatch.setitem(registry._MODELS, "headed", registry.Entry(Headed, "classification"))
+    calls = []
+    monkeypatch.setattr(classification, "evaluator", lambda *_: lambda *call: calls.append(call) or {"top1": 0.5})
+    config = smoke(available()["digits"][1], Digits(), tmp_path)
+    assert train.run(dataclasses.replace(config, eval_images=None)) == {"top1": 0.5}
+    assert len(calls) == 1
+    train.run(dataclasses.replace(config, eval_images=2, steps=2))  # that was on two images only
+    assert len(calls) == 3
+
+
 @pytest.mark.parametrize("name", ["coco_overfit", "folder_resnet18"])
 def test_training_sees_what_validation_and_prediction_see(name):
     """But for the random part: a large image is brought to the network's size before it is enlarged and cropped."""

@@ -157,6 +157,14 @@ def test_batches_that_end_and_other_configs(tmp_path, capsys):
         run(tmp_path / "b", 9, config={"rate": RATE})
 
 
+def test_another_number_of_processes_is_refused(tmp_path):
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.save(3, make_state(TX, ema=True), [{"position": 3}, {"position": 3}], {}, {"best": None, "stale": 0})
+    checkpointer.close()
+    with pytest.raises(ValueError, match="step 3 was written by 2 processes"):
+        run(tmp_path, 5)
+
+
 def test_new_shapes_are_announced(tmp_path, capsys):
     class Growing(Batches):
         def __next__(self):

@@ -69,6 +69,7 @@ def test_clip_ignores_frozen_parameters():
 def test_matching_is_from_the_start_of_the_path():
     assert matching(PARAMS, ("conv/k",)) == {"conv": {"kernel": True, "bias": False}}
     assert matching(PARAMS, (".*bias$",)) == {"conv": {"kernel": False, "bias": True}}
+    assert matching(PARAMS, ("(?!conv/k)",)) == {"conv": {"kernel": False, "bias": True}}  # all but
     assert matching(PARAMS, ()) == {"conv": {"kernel": False, "bias": False}}
     with pytest.raises(ValueError, match="'onv'"):
         matching(PARAMS, ("onv",))
