@@ -39,8 +39,8 @@ def run(config: Config) -> dict[str, float]:
         raise ValueError(f"batch_size={config.batch_size} is no multiple of the {jax.process_count()} processes")
     first_host = jax.process_index() == 0
     task = {"detection": detection, "classification": classification}[model_task(config.model)]
-    checkpointer = train.Checkpointer(config.output / "checkpoints")  # first of all: it fails where it cannot write
     train_source, val_source = task.sources(config)
+    checkpointer = train.Checkpointer(config.output / "checkpoints")  # early: it fails where it cannot write
     categories = train_source.categories
     if first_host:
         print(f"{len(train_source)} training and {len(val_source)} validation images, {len(categories)} classes")
