@@ -6,7 +6,6 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from experiments.config import Config, DigitScenes
@@ -134,23 +133,6 @@ def test_eight_devices_equal_one(x64, mode):
     """
     eight = run(parallel(mode, 8), itertools.islice(make_batches(), 5), dtype=np.float64)
     assert_equal_runs(eight, five_steps_alone(np.float64, False), 1e-12)
-
-
-@pytest.mark.parametrize("mode", ["jit", "pmap"])
-def test_eight_devices_equal_one_in_float32(mode):
-    """As detectors are mostly trained, batch norm frozen; relative to the length of the vector of all parameters.
-
-    A single leaf may differ by more: one activation that rounding moves over the kink of a ReLU shows as 1e-5 of a bias
-    that started at zero.
-    """
-    (state, history), (alone, alone_history) = (
-        run(parallel(mode, 8, frozen_norm=True), itertools.islice(make_batches(), 5)),
-        five_steps_alone(np.float32, True),
-    )
-    difference = jax.tree.map(np.subtract, state.params, alone.params)
-    assert optax.global_norm(difference) < 1e-5 * optax.global_norm(alone.params)
-    for metrics, wanted in zip(history, alone_history, strict=True):
-        np.testing.assert_allclose(metrics["loss"], wanted["loss"], rtol=1e-5)
 
 
 class Recorded:
