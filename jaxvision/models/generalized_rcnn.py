@@ -247,20 +247,16 @@ class GeneralizedRCNN(nn.Module):
         image_size: Float[Array, "2"],
     ) -> Detections:
         """One image's detections: score threshold, NMS within each class, the best ``max_detections``."""
-        classes = scores.shape[1]
-        eligible = jnp.where(valid[:, None] & (scores > self.score_threshold), scores, -jnp.inf)
-        score, top = lax.top_k(eligible.reshape(-1), min(self.candidates, eligible.size))
-        region, label = top // classes, top % classes
-        found = boxes.clip(boxes.decode(offsets[region, label], regions[region], weights=self.box_weights), image_size)
-        score = jnp.where(jnp.all(found[:, 2:] - found[:, :2] >= self.min_size, axis=-1), score, -jnp.inf)
-        kept, chosen = ops.batched_nms(
-            found, score, label, iou_threshold=self.nms_threshold, max_output=self.max_detections
-        )
-        return Detections(
-            boxes=jnp.where(chosen[:, None], found[kept], 0),
-            scores=jnp.where(chosen, score[kept], 0),
-            labels=jnp.where(chosen, label[kept], -1),
-            valid=chosen,
+        eligible = jnp.where(valid[:, None], scores, -jnp.inf)
+        score, region, label = ops.best_scores(eligible, threshold=self.score_threshold, count=self.candidates)
+        found = boxes.decode(offsets[region, label], regions[region], weights=self.box_weights)
+        return ops.select(
+            boxes.clip(found, image_size),
+            score,
+            label,
+            iou_threshold=self.nms_threshold,
+            max_detections=self.max_detections,
+            min_size=self.min_size,
         )
 
 

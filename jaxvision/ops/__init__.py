@@ -16,6 +16,7 @@ from jaxvision.ops.pooling import (
 from jaxvision.ops.receptive_field import ReceptiveField, effective_receptive_field, receptive_field
 from jaxvision.ops.resize import resize
 from jaxvision.ops.roi import assign_levels, multilevel_roi_align, roi_align, roi_pool
+from jaxvision.ops.select import best_scores, select
 
 __all__ = [
     "ReceptiveField",
@@ -24,6 +25,7 @@ __all__ = [
     "assign_levels",
     "avg_pool",
     "batched_nms",
+    "best_scores",
     "boxes",
     "conv",
     "conv_transpose",
@@ -41,6 +43,7 @@ __all__ = [
     "resize",
     "roi_align",
     "roi_pool",
+    "select",
     "soft_max_pool_with_indices",
     "soft_nms",
 ]
