@@ -106,10 +106,10 @@ def run(parallel, batches, *, dtype=np.float32):
     return jax.device_get(parallel.unshard(state)), history
 
 
-def assert_equal_runs(found, wanted, tolerance):
-    """Parameters, statistics and optimiser, each leaf relative to its largest value; and every step's metrics."""
+def assert_equal_runs(found, wanted, tolerance, *, parts=("params", "model_state", "opt_state")):
+    """These parts of the state, each leaf relative to its largest value; and every step's metrics."""
     (state, history), (alone, alone_history) = found, wanted
-    for name in ("params", "model_state", "opt_state"):
+    for name in parts:
         pairs = zip(jax.tree.leaves_with_path(getattr(state, name)), jax.tree.leaves(getattr(alone, name)), strict=True)
         for (path, x), y in pairs:
             error = np.abs(x - y).max() / max(np.abs(y).max(), 1e-30)
@@ -133,6 +133,13 @@ def test_eight_devices_equal_one(x64, mode):
     """
     eight = run(parallel(mode, 8), itertools.islice(make_batches(), 5), dtype=np.float64)
     assert_equal_runs(eight, five_steps_alone(np.float64, False), 1e-12)
+
+
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
+def test_eight_devices_equal_one_in_float32(mode):
+    """As detectors are mostly trained, batch norm frozen. The optimiser holds gradients, some of which all but cancel."""
+    eight = run(parallel(mode, 8, frozen_norm=True), itertools.islice(make_batches(), 5))
+    assert_equal_runs(eight, five_steps_alone(np.float32, True), 1e-5, parts=("params",))
 
 
 class Recorded:
