@@ -45,6 +45,19 @@ def binary_cross_entropy(logits: Float[Array, "*n"], targets: Float[Array, "*n"]
     return optax.losses.sigmoid_binary_cross_entropy(_precise(logits), targets)
 
 
+def focal(
+    logits: Float[Array, "*n"], targets: Float[Array, "*n"], *, alpha: float = 0.25, gamma: float = 2.0
+) -> Float[Array, "*n"]:
+    """Binary cross-entropy that well-classified elements hardly enter (arXiv:1708.02002, section 3): times
+    ``(1 - p)^gamma`` for the probability p of the target, and alpha for targets of 1, 1 - alpha for 0."""
+    logits = _precise(logits)
+    targets = jnp.asarray(targets, logits.dtype)
+    probability = jax.nn.sigmoid(logits)
+    wrong = probability * (1 - targets) + (1 - probability) * targets
+    balance = alpha * targets + (1 - alpha) * (1 - targets)
+    return balance * wrong**gamma * binary_cross_entropy(logits, targets)
+
+
 def weighted_mean(
     values: Float[Array, "*n"],
     weights: Array,

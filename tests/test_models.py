@@ -112,6 +112,52 @@ def test_folded_batch_norm(row):
             model.apply(folded, images, train=True, rngs={"dropout": jax.random.key(0)})
 
 
+# One a family, the smallest; the others take minutes to trace.
+FAMILIES = {
+    *("alexnet", "vgg11", "squeezenet1_1", "resnet18", "resnext50_32x4d", "densenet121", "googlenet", "inception_v3"),
+    *("shufflenet_v2_x0_5", "mobilenet_v2", "mnasnet0_5"),
+}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [pytest.param(r, id=r.name, marks=() if r.name in FAMILIES else pytest.mark.slow) for r in CLASSIFIERS],
+)
+def test_transformations(row):
+    """jit, gradients, an ensemble by vmap over variables, bfloat16 with float32 parameters, and an export round trip:
+    of shapes and types, which is where they fail. ``test_export_keeps_the_values`` runs one."""
+    model = jv.get_model(row.name)
+    images = jax.ShapeDtypeStruct((2, row.size, row.size, 3), jnp.float32)
+    low = jax.ShapeDtypeStruct(images.shape, jnp.bfloat16)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    members = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((3, *leaf.shape), leaf.dtype), variables)
+
+    def classify(variables, images):
+        return model.apply(variables, images)[0]
+
+    assert jax.eval_shape(jax.vmap(classify, (0, None)), members, images).shape == (3, 2, 1000)
+    assert jax.eval_shape(classify, variables, low).dtype == jnp.bfloat16
+    gradients = jax.eval_shape(jax.grad(lambda v, x: classify(v, x).astype(jnp.float32).sum()), variables, low)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), gradients) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), variables
+    )
+    exported = jax.export.export(jax.jit(classify))(variables, images)
+    again = jax.export.deserialize(exported.serialize())
+    assert again.in_tree == exported.in_tree and again.out_avals[0].shape == (2, 1000)
+
+
+def test_export_keeps_the_values():
+    row = next(row for row in CLASSIFIERS if row.name == "shufflenet_v2_x0_5")
+    model, images = jv.get_model(row.name, num_classes=7), inputs(row)
+    variables = randomised(jax.jit(model.init)(jax.random.key(0), images))
+    classify = jax.jit(lambda variables, images: model.apply(variables, images)[0])
+    again = jax.export.deserialize(jax.export.export(classify)(variables, images).serialize())
+    np.testing.assert_allclose(again.call(variables, images), classify(variables, images), rtol=1e-5, atol=1e-5)
+    low = classify(variables, images.astype(jnp.bfloat16)).astype(jnp.float32)
+    wanted = classify(variables, images)
+    assert jnp.abs(low - wanted).max() < 0.1 * jnp.abs(wanted).max()
+
+
 def test_bottlenecks_train():
     model, images = ResNet((1, 1, 1, 1), "bottleneck", num_classes=2, width=8), jnp.ones((2, 32, 32, 3))
     variables = jax.jit(model.init)(jax.random.key(0), images)

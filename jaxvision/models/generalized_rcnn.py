@@ -18,6 +18,7 @@ from jax import lax
 
 from jaxvision import losses, ops
 from jaxvision.layers.fpn import FPN
+from jaxvision.layers.padding import at_least_one, sizes_or_whole
 from jaxvision.layers.roi_heads import BoxHead, MaskHead
 from jaxvision.layers.rpn import RPN
 from jaxvision.models.resnet import ResNet
@@ -91,7 +92,7 @@ class GeneralizedRCNN(nn.Module):
     ) -> tuple[Detections, Features]:
         """Detections and the backbone's and neck's features."""
         features = self.features(images, train=train)
-        sizes = _whole(images) if image_sizes is None else image_sizes
+        sizes = sizes_or_whole(image_sizes, images)
         rpn_logits, rpn_offsets, anchors = self._rpn(features, images.shape[1:3])
         regions, valid = self.proposals.propose(rpn_logits, rpn_offsets, anchors, sizes)
         return self._detections(features, images.shape[1:3], regions, valid, sizes), features
@@ -114,8 +115,8 @@ class GeneralizedRCNN(nn.Module):
         ``train`` decides about batch statistics only, so the loss of validation data is the same function.
         Images without objects are negative examples. No gradient flows through the proposals' coordinates.
         """
-        sizes = _whole(images) if image_sizes is None else image_sizes
-        targets = _at_least_one(targets)
+        sizes = sizes_or_whole(image_sizes, images)
+        targets = at_least_one(targets)
         keys = self._keys(images.shape[0])
         features = self.features(images, train=train)
         rpn_logits, rpn_offsets, anchors = self._rpn(features, images.shape[1:3])
@@ -128,7 +129,7 @@ class GeneralizedRCNN(nn.Module):
     def features(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Features:
         """The backbone's and the neck's maps by name."""
         features = self.backbone(images, train=train)[1]
-        return {**features, **self.neck(features)}
+        return {**features, **self.neck(features, train=train)}
 
     def _rpn(self, features: Features, image_size: tuple[int, int]):
         levels = [features[name] for name in _pyramid(features)]
@@ -258,21 +259,6 @@ class GeneralizedRCNN(nn.Module):
             max_detections=self.max_detections,
             min_size=self.min_size,
         )
-
-
-def _whole(images: Float[Array, "b h w c"]) -> Float[Array, "b 2"]:
-    return jnp.tile(jnp.asarray(images.shape[1:3], jnp.float32)[None], (images.shape[0], 1))
-
-
-def _at_least_one(targets: Targets) -> Targets:
-    """With a row of padding where there is no row at all, so that there is something to gather from."""
-    if targets.boxes.shape[1] > 0:
-        return targets
-
-    def pad(leaf):
-        return jnp.pad(leaf, [(0, 0), (0, 1)] + [(0, 0)] * (leaf.ndim - 2))
-
-    return jax.tree.map(pad, targets)
 
 
 def _pyramid(features: Features) -> list[str]:

@@ -1,9 +1,13 @@
-"""Anchors of region proposal networks and one-stage detectors."""
+"""Anchors of region proposal networks and one-stage detectors, and priors that training boxes suggest."""
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
-from jaxvision.typing import Array, Float
+from jaxvision.typing import Array, Float, Key
 
 Number = int | float
 
@@ -31,10 +35,55 @@ def anchor_boxes(
             f"one tuple of sizes and one of aspect ratios per feature map: got {len(feature_sizes)} maps, "
             f"{len(sizes)} tuples of sizes, {len(aspect_ratios)} of aspect ratios"
         )
+    too_large = [size for size in feature_sizes if size[0] > image_size[0] or size[1] > image_size[1]]
+    if too_large:
+        raise ValueError(f"feature map {too_large[0]} is larger than the image {image_size}: both are (height, width)")
     return tuple(
-        _level(feature_size, image_size, _around_origin(size, ratio, rounded))
-        for feature_size, size, ratio in zip(feature_sizes, sizes, aspect_ratios)
+        _everywhere(
+            _around_origin(size, ratio, rounded),
+            np.arange(height) * (image_size[0] // max(height, 1)),
+            np.arange(width) * (image_size[1] // max(width, 1)),
+        )
+        for (height, width), size, ratio in zip(feature_sizes, sizes, aspect_ratios)
     )
+
+
+def default_boxes(
+    feature_sizes: tuple[tuple[int, int], ...],
+    image_size: tuple[int, int],
+    *,
+    scales: tuple[float, ...],
+    aspect_ratios: tuple[tuple[Number, ...], ...],
+    steps: tuple[Number, ...],
+) -> tuple[Float[Array, "n 4"], ...]:
+    """SSD's default boxes of each feature map, in pixels of the input (arXiv:1512.02325, section 2.2).
+
+    ``[h * w * a, 4]`` in order (row, column, box). The boxes of a cell of map k are a square of side ``scales[k]``, one
+    of side ``sqrt(scales[k] * scales[k + 1])``, and for each aspect ratio ``r`` two of the area of the first, ``r`` times
+    as wide as high and the reverse. Sides longer than the image's are cut to it, as in torchvision.
+    feature_sizes: (height, width) of each map.  image_size: (height, width) of the input.
+    scales: shares of the image's sides, one more than there are maps.  steps: distance of the cells in pixels; the cell
+    in row ``i`` has its boxes centred at ``(i + 0.5) * step``.
+    Boxes are float32, not clipped to the image, and made from iotas: no large constant enters the program.
+    Raises: ValueError if the numbers of maps differ.
+    """
+    maps = len(feature_sizes)
+    if not maps == len(aspect_ratios) == len(steps) == len(scales) - 1:
+        raise ValueError(
+            f"per feature map one tuple of aspect ratios, one step and one scale, and a scale more: got {maps} maps, "
+            f"{len(aspect_ratios)} tuples, {len(steps)} steps, {len(scales)} scales"
+        )
+    levels = []
+    for k, ((height, width), step) in enumerate(zip(feature_sizes, steps)):
+        between = math.sqrt(scales[k] * scales[k + 1])
+        sides = [(scales[k], scales[k]), (between, between)]
+        for ratio in aspect_ratios[k]:
+            long, short = scales[k] * math.sqrt(ratio), scales[k] / math.sqrt(ratio)
+            sides += [(long, short), (short, long)]
+        half = np.minimum(np.array(sides, np.float32), 1) * np.array(image_size[::-1], np.float32)[None] / 2
+        cell = np.concatenate([-half, half], axis=1)
+        levels.append(_everywhere(cell, (np.arange(height) + 0.5) * step, (np.arange(width) + 0.5) * step))
+    return tuple(levels)
 
 
 def _around_origin(sizes, aspect_ratios, rounded) -> np.ndarray:
@@ -48,12 +97,8 @@ def _around_origin(sizes, aspect_ratios, rounded) -> np.ndarray:
     return np.round(boxes) if rounded else boxes
 
 
-def _level(feature_size, image_size, cell: np.ndarray):
-    height, width = feature_size
-    if height > image_size[0] or width > image_size[1]:
-        raise ValueError(f"feature map {feature_size} is larger than the image {image_size}: both are (height, width)")
-    y = jnp.arange(height, dtype=jnp.float32) * (image_size[0] // max(height, 1))
-    x = jnp.arange(width, dtype=jnp.float32) * (image_size[1] // max(width, 1))
+def _everywhere(cell: np.ndarray, y, x):
+    """The boxes of one cell around each place of a grid, given by its rows and columns."""
     y, x = jnp.meshgrid(y, x, indexing="ij")
     shift = jnp.stack([x, y, x, y], axis=-1)
     return (shift[:, :, None] + cell[None, None]).reshape(-1, 4)

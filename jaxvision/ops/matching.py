@@ -5,6 +5,7 @@ For one image; use ``jax.vmap`` for a batch. Everything returned is discrete and
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 
 from jaxvision.typing import Array, Bool, Float, Int, Key
@@ -20,9 +21,9 @@ def threshold_match(
     ``low``, -2 (ignored) from ``low`` to below ``high`` (Faster R-CNN, arXiv:1506.01497, section 3.1.2).
 
     ``allow_low_quality`` also matches every prediction than which none is more similar to some ground truth, ties
-    included, to the ground truth most similar to it (not necessarily that one), as torchvision's ``Matcher`` does. A
-    ground truth that no prediction touches ties everywhere: mark empty boxes invalid. Without valid ground truth
-    all are background; of equal ground truths the lower index wins.
+    included, to the ground truth most similar to it (not necessarily that one), as torchvision's ``Matcher`` does; but
+    a ground truth to which no similarity is above 0, such as a box outside the image, matches none, where there all
+    predictions tie. Without valid ground truth all are background; of equal ground truths the lower index wins.
     Raises: ValueError if ``low`` is above ``high``.
     """
     if low > high:
@@ -35,7 +36,7 @@ def threshold_match(
     def next_object(state, row):
         best, nearest, unsurpassed = state
         index, similarity = row
-        unsurpassed |= (similarity == jnp.max(similarity, initial=-jnp.inf)) & (similarity > -jnp.inf)
+        unsurpassed |= (similarity == jnp.max(similarity, initial=-jnp.inf)) & (similarity > 0)
         nearest = jnp.where(similarity > best, index, nearest)
         return (jnp.maximum(best, similarity), nearest, unsurpassed), None
 
@@ -47,6 +48,32 @@ def threshold_match(
     if allow_low_quality:
         match = jnp.where(unsurpassed, nearest, match)
     return match.astype(jnp.int32)
+
+
+def match_best(match: Int[Array, "n"], similarity: Float[Array, "g n"], valid: Bool[Array, "g"]) -> Int[Array, "n"]:
+    """``match``, but with the prediction that is most similar to it given to every valid ground truth (SSD,
+    arXiv:1512.02325, section 2.2).
+
+    Of equally similar predictions the first is taken; of several ground truths that want one prediction the last has
+    it, as in torchvision's ``SSDMatcher``. A ground truth to which no similarity is above 0 takes none.
+    """
+    count, n = similarity.shape
+    if count == 0 or n == 0:
+        return match
+    similarity = lax.stop_gradient(similarity)
+    wanted = jnp.argmax(similarity, axis=1)
+    takes = jnp.asarray(valid) & (jnp.max(similarity, axis=1) > 0)
+    place = jnp.where(takes, wanted, n)  # beyond the end, and so dropped
+    owner = jnp.full(n, BACKGROUND, jnp.int32).at[place].max(jnp.arange(count, dtype=jnp.int32), mode="drop")
+    return jnp.where(owner >= 0, owner, match)
+
+
+def hardest(loss: Float[Array, "n"], eligible: Bool[Array, "n"], count: Int[Array, ""]) -> Bool[Array, "n"]:
+    """Which ``count`` of the eligible have the largest losses (all, if there are fewer): hard negative mining (SSD,
+    section 2.2). Of equal losses the first counts."""
+    # Two sorts, because what inverts an order otherwise is a scatter, which is slow.
+    order = jnp.argsort(jnp.where(eligible, -lax.stop_gradient(loss), jnp.inf), stable=True)
+    return eligible & (jnp.argsort(order) < count)
 
 
 @jax.jit
@@ -70,6 +97,25 @@ def bipartite_match(similarity: Float[Array, "g n"], valid: Bool[Array, "g"]) ->
 
     state = (similarity, jnp.full(rows, BACKGROUND, jnp.int32))
     return lax.fori_loop(0, min(rows, columns), take_best, state)[1]
+
+
+@jax.jit
+def minimum_cost_match(cost: Float[Array, "g n"], valid: Bool[Array, "g"]) -> Int[Array, "g"]:
+    """Column of each row, every column used once, so that the costs of the chosen entries have the smallest sum.
+
+    Exact (the Hungarian algorithm), in about ``g * g * n`` operations. -1 for invalid rows; of valid rows as few as
+    possible go without a column, which also get -1. An entry that is not finite counts as dearer than all others.
+    """
+    rows, columns = cost.shape
+    if rows == 0 or columns == 0:
+        return jnp.full(rows, BACKGROUND, jnp.int32)
+    cost = lax.stop_gradient(cost)
+    usable = jnp.asarray(valid)[:, None] & jnp.isfinite(cost)  # the algorithm would not end on NaN
+    known = jnp.where(usable, cost, 0)
+    dear = 2 * jnp.max(known) - jnp.min(known) + 1  # so that no row of padding takes a column that a valid one wants
+    row, column = optax.assignment.hungarian_algorithm(jnp.where(usable, cost, dear))
+    match = jnp.full(rows, BACKGROUND, jnp.int32).at[row].set(column.astype(jnp.int32))
+    return jnp.where(valid, match, BACKGROUND)
 
 
 def sample(
