@@ -36,11 +36,13 @@ class VGG(nn.Module):
 
     response_norm: AlexNet's local response normalisation after the first stage (A-LRN). It has no parameters, and A and
     A-LRN take the same variables.
+    ceil_pools: stages, counted from 0, whose pool rounds the size of its map up (SSD's third does).
     """
 
     windows: tuple[tuple[int, ...], ...]
     batch_norm: bool = False
     response_norm: bool = False
+    ceil_pools: tuple[int, ...] = ()
     hidden: int = 4096
     num_classes: int = 1000
     in_channels: int = 3
@@ -64,7 +66,7 @@ class VGG(nn.Module):
             if stage == 0 and self.response_norm:  # k = 2 and alpha = 1e-4 undivided, the constants of AlexNet's paper
                 x = ops.local_response_norm(x, size=5, alpha=5e-4, beta=0.75, k=2.0)
             features[f"c{stage}"] = x
-            x = ops.max_pool(x, window=2)
+            x = ops.max_pool(x, window=2, ceil_mode=stage in self.ceil_pools)
             layer += 1
         features["c5"] = x
         if not self.num_classes:

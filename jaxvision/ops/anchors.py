@@ -3,6 +3,8 @@
 from functools import partial
 
 import jax
+import math
+
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -41,8 +43,8 @@ def anchor_boxes(
     return tuple(
         _everywhere(
             _around_origin(size, ratio, rounded),
-            np.arange(height) * (image_size[0] // max(height, 1)),
-            np.arange(width) * (image_size[1] // max(width, 1)),
+            _count(height) * (image_size[0] // max(height, 1)),
+            _count(width) * (image_size[1] // max(width, 1)),
         )
         for (height, width), size, ratio in zip(feature_sizes, sizes, aspect_ratios)
     )
@@ -82,7 +84,7 @@ def default_boxes(
             sides += [(long, short), (short, long)]
         half = np.minimum(np.array(sides, np.float32), 1) * np.array(image_size[::-1], np.float32)[None] / 2
         cell = np.concatenate([-half, half], axis=1)
-        levels.append(_everywhere(cell, (np.arange(height) + 0.5) * step, (np.arange(width) + 0.5) * step))
+        levels.append(_everywhere(cell, (_count(height) + 0.5) * step, (_count(width) + 0.5) * step))
     return tuple(levels)
 
 
@@ -97,8 +99,47 @@ def _around_origin(sizes, aspect_ratios, rounded) -> np.ndarray:
     return np.round(boxes) if rounded else boxes
 
 
+def _count(number: int):
+    return jnp.arange(number, dtype=jnp.float32)
+
+
 def _everywhere(cell: np.ndarray, y, x):
     """The boxes of one cell around each place of a grid, given by its rows and columns."""
     y, x = jnp.meshgrid(y, x, indexing="ij")
     shift = jnp.stack([x, y, x, y], axis=-1)
     return (shift[:, :, None] + cell[None, None]).reshape(-1, 4)
+
+
+@partial(jax.jit, static_argnames=("k", "iterations"))
+def kmeans(key: Key[Array, ""], points: Float[Array, "n d"], *, k: int, iterations: int = 50) -> Float[Array, "k d"]:
+    """``k`` centres, each the mean of the points that are nearest to it (Lloyd's algorithm), such as priors of boxes.
+
+    The start is k-means++: one point after the other, with a probability in proportion to its squared distance from
+    the nearest one chosen before. A centre that no point is nearest to moves to the point that lies farthest from its
+    own; where there are fewer different points than centres, some centres are equal.
+    Gradients: with respect to the points, their choice of centres held fixed.
+    Raises: ValueError unless 1 <= k <= n.
+    """
+    if not 1 <= k <= len(points):
+        raise ValueError(f"k must lie between 1 and the number of points, {len(points)}; got {k}")
+    points = jnp.asarray(points)
+
+    def squared(centres):
+        return jnp.sum((points[:, None] - centres[None]) ** 2, axis=-1)
+
+    def choose(distance, key):
+        index = jax.random.categorical(key, jnp.log(distance))
+        return jnp.minimum(distance, squared(points[index][None])[:, 0]), index
+
+    def improve(centres, _):
+        distance = squared(centres)
+        mine = jax.nn.one_hot(jnp.argmin(distance, axis=1), k, dtype=points.dtype)
+        count = jnp.sum(mine, axis=0)
+        empty = count == 0
+        farthest = points[lax.top_k(jnp.min(distance, axis=1), k)[1]]
+        spare = farthest[jnp.cumsum(empty) - 1]  # the first empty cluster takes the farthest point, and so on
+        mean = mine.T @ points / jnp.maximum(count, 1)[:, None]
+        return jnp.where(empty[:, None], spare, mean), None
+
+    chosen = lax.scan(choose, jnp.ones(len(points), points.dtype), jax.random.split(key, k))[1]
+    return lax.scan(improve, points[chosen], length=iterations)[0]

@@ -192,9 +192,11 @@ def _hard_nms(boxes, scores, labels, iou_threshold, max_output):
             count + jnp.sum(kept, dtype=jnp.int32),
         )
 
+    number = jnp.sum(present)  # they come first
+
     def unfinished(state):
         start, _, count = state
-        return (start < padded) & (count < max_output)
+        return (start < number) & (count < max_output)
 
     end, kept, _ = lax.while_loop(unfinished, next_tile, (jnp.int32(0), alive, jnp.int32(0)))
     kept = kept & (jnp.arange(padded) < end)
