@@ -70,5 +70,12 @@ DETECTORS = [
     Row("fasterrcnn_fpn", 41_808_406, TRAINABLE),
     Row("maskrcnn_fpn", 44_454_513, TRAINABLE),
     Row("maskrcnn_small", None, "ours", size=128, run=True, options={"num_classes": 3}),
+    Row("retinanet_resnet50_fpn", 34_068_119, TRAINABLE),
+    Row("retinanet_resnet50_fpn_v2", 38_198_935, TRAINABLE),
+    Row("retinanet_fpn", 38_196_887, "as v2, with biases instead of group norm"),
+    Row("retinanet_small", None, "ours", size=128, run=True, options={"num_classes": 3}),
+    Row("ssd300_vgg16", 35_641_826, TORCHVISION, size=300),
+    Row("ssd512_vgg16", 27_188_676, "ssd300_vgg16 at 20 classes, and the further layer, map and boxes", size=512),
+    Row("ssd_small", None, "ours", size=128, run=True, options={"num_classes": 3}),
 ]
 ROWS = CLASSIFIERS + DETECTORS

@@ -18,9 +18,9 @@ class FPN(nn.Module):
     """From backbone features ``levels`` (``c2 ... c5``, finest first) to as many maps of equal width, ``p2 ... p5``,
     and coarser ones beyond.
 
-    coarser: what these are. "subsample": one (``p6``) of every second cell of the last, as in Faster R-CNN. "from_p" and
-    "from_c": two (``p6``, ``p7``) by convolutions of stride 2, the first on the last map of the pyramid or on the last
-    of the backbone (RetinaNet, arXiv:1708.02002, section 4, does the latter).
+    coarser: what these are. "subsample": one (``p6``) of every second cell of the last, as in Faster R-CNN. "from_p"
+    and "from_c": two (``p6``, ``p7``) by convolutions of stride 2, the first on the last map of the pyramid or on the
+    last of the backbone (RetinaNet, arXiv:1708.02002, section 4, does the latter).
     norm: follows every convolution of the pyramid proper, which then has no bias; none if None.
     Top-down maps are enlarged to the lateral map's exact size by nearest neighbour, as in torchvision.
     """

@@ -9,8 +9,10 @@ from jaxvision.models import (
     mnasnet,
     mobilenet,
     resnet,
+    retinanet,
     shufflenet,
     squeezenet,
+    ssd,
     vgg,
 )
 
@@ -23,7 +25,9 @@ __all__ = [
     "mnasnet",
     "mobilenet",
     "resnet",
+    "retinanet",
     "shufflenet",
     "squeezenet",
+    "ssd",
     "vgg",
 ]

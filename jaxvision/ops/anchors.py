@@ -1,10 +1,9 @@
 """Anchors of region proposal networks and one-stage detectors, and priors that training boxes suggest."""
 
+import math
 from functools import partial
 
 import jax
-import math
-
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -61,8 +60,8 @@ def default_boxes(
     """SSD's default boxes of each feature map, in pixels of the input (arXiv:1512.02325, section 2.2).
 
     ``[h * w * a, 4]`` in order (row, column, box). The boxes of a cell of map k are a square of side ``scales[k]``, one
-    of side ``sqrt(scales[k] * scales[k + 1])``, and for each aspect ratio ``r`` two of the area of the first, ``r`` times
-    as wide as high and the reverse. Sides longer than the image's are cut to it, as in torchvision.
+    of side ``sqrt(scales[k] * scales[k + 1])``, and for each aspect ratio ``r`` two of the area of the first, ``r``
+    times as wide as high and the reverse. Sides longer than the image's are cut to it, as in torchvision.
     feature_sizes: (height, width) of each map.  image_size: (height, width) of the input.
     scales: shares of the image's sides, one more than there are maps.  steps: distance of the cells in pixels; the cell
     in row ``i`` has its boxes centred at ``(i + 0.5) * step``.
