@@ -77,5 +77,9 @@ DETECTORS = [
     Row("ssd300_vgg16", 35_641_826, TORCHVISION, size=300),
     Row("ssd512_vgg16", 27_188_676, "ssd300_vgg16 at 20 classes, and the further layer, map and boxes", size=512),
     Row("ssd_small", None, "ours", size=128, run=True, options={"num_classes": 3}),
+    Row("yolo_v1", 271_703_550, "the sum of the layers of figure 3", size=448),
+    Row("yolo_small", None, "ours", size=128, run=True, options={"num_classes": 3}),
+    Row("multibox_alexnet", 58_916_724, "AlexNet's layers but its last, and 500 outputs of 4,096 inputs", size=224),
+    Row("multibox_small", None, "ours", size=128, run=True),
 ]
 ROWS = CLASSIFIERS + DETECTORS

@@ -8,12 +8,14 @@ from jaxvision.models import (
     inception,
     mnasnet,
     mobilenet,
+    multibox,
     resnet,
     retinanet,
     shufflenet,
     squeezenet,
     ssd,
     vgg,
+    yolo,
 )
 
 __all__ = [
@@ -24,10 +26,12 @@ __all__ = [
     "inception",
     "mnasnet",
     "mobilenet",
+    "multibox",
     "resnet",
     "retinanet",
     "shufflenet",
     "squeezenet",
     "ssd",
     "vgg",
+    "yolo",
 ]

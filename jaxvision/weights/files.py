@@ -32,7 +32,10 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.suffix not in PICKLES:
-        raise ValueError(f"{path}: cannot tell its kind; known suffixes are {(*PICKLES, '.safetensors')}")
+        raise ValueError(
+            f"{path}: cannot tell its kind; known suffixes are {(*PICKLES, '.safetensors')}, and "
+            ".weights in load_weights, which knows the model"
+        )
     if head[8:9] == b"{":
         raise ValueError(f"{path} looks like a safetensors file; rename it to {path.stem}.safetensors")
     tree = read_pickle(path)

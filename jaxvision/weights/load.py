@@ -17,6 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxvision import registry
 from jaxvision.typing import Variables
 from jaxvision.weights.convert import Misshapen, as_leaf, match, misfit, torch_shapes
+from jaxvision.weights.darknet import DARKNET, read_darknet
 from jaxvision.weights.files import PICKLES, read_state_dict
 from jaxvision.weights.records import WeightsRecord, get_record
 
@@ -31,7 +32,7 @@ def load_weights(
     in_channels: int | None = None,
 ) -> Variables:
     """Variables of a model from published weights ("IMAGENET1K_V2", "DEFAULT"; see ``list_weights``) or from a
-    file with torch's keys (``.pth .pt .pkl .ckpt .bin .safetensors``).
+    file with torch's keys (``.pth .pt .pkl .ckpt .bin .safetensors``), or with darknet's numbers (``.weights``).
 
     Records are downloaded once into ``$JAXVISION_CACHE`` (``~/.cache/jaxvision`` by default) and verified each
     time. A module has no name to look records up by: give it ``get_record(name, ...)`` or a file. Build the model
@@ -50,7 +51,7 @@ def load_weights(
     """
     record = _record(model, weights)
     module = _module(model, record, num_classes=num_classes, in_channels=in_channels)
-    state = read_state_dict(weights) if record is None else _read_record(record)
+    state = _read_file(weights, module) if record is None else _read_record(record)
     untrained = set()
     if record is not None and record.model_options.get("num_classes") == 0:
         untrained = _keys(module, num_classes=1) - _keys(module, num_classes=0)
@@ -93,7 +94,7 @@ def _record(model: str | nn.Module, weights: str | Path | WeightsRecord) -> Weig
     """The record that is meant, or None for a file."""
     if isinstance(weights, WeightsRecord):
         return weights
-    if isinstance(weights, Path) or Path(weights).suffix in (*PICKLES, ".safetensors"):
+    if isinstance(weights, Path) or Path(weights).suffix in (*PICKLES, ".safetensors", DARKNET):
         return None
     if isinstance(model, str):
         return get_record(model, weights)
@@ -133,6 +134,10 @@ def _started_anew(module: nn.Module, leaves: list[tuple[tuple[str, ...], str]]) 
         return [variables[path] for path, _ in leaves]
 
     return dict(zip([path for path, _ in leaves], init(jax.random.key(0))))
+
+
+def _read_file(path: str | Path, module: nn.Module) -> Mapping[str, Any]:
+    return read_darknet(path, module) if Path(path).suffix == DARKNET else read_state_dict(path)
 
 
 def _read_record(record: WeightsRecord) -> Mapping[str, Any]:
