@@ -67,6 +67,8 @@ CLASSIFIERS = [
 DETECTORS = [
     Row("fasterrcnn_resnet50_fpn", 41_808_406, TRAINABLE),
     Row("maskrcnn_resnet50_fpn", 44_454_513, TRAINABLE),
+    Row("fasterrcnn_resnet50_fpn_v2", 43_712_278, TORCHVISION),
+    Row("maskrcnn_resnet50_fpn_v2", 46_359_409, TORCHVISION),
     Row("fasterrcnn_fpn", 41_808_406, TRAINABLE),
     Row("maskrcnn_fpn", 44_454_513, TRAINABLE),
     Row("maskrcnn_small", None, "ours", size=128, run=True, options={"num_classes": 3}),
@@ -76,7 +78,8 @@ DETECTORS = [
     Row("retinanet_small", None, "ours", size=128, run=True, options={"num_classes": 3}),
     Row("ssd300_vgg16", 35_641_826, TORCHVISION, size=300),
     Row("ssd512_vgg16", 27_188_676, "ssd300_vgg16 at 20 classes, and the further layer, map and boxes", size=512),
-    Row("ssd_small", None, "ours", size=128, run=True, options={"num_classes": 3}),
+    # Nearly every default box is positive, so that every map learns.
+    Row("ssd_small", None, "ours", size=128, run=True, options={"num_classes": 3, "foreground_iou": 0.1}),
     Row("yolo_v1", 271_703_550, "the sum of the layers of figure 3", size=448),
     Row("yolo_small", None, "ours", size=128, run=True, options={"num_classes": 3}),
     Row("multibox_alexnet", 58_916_724, "AlexNet's layers but its last, and 500 outputs of 4,096 inputs", size=224),

@@ -1,5 +1,7 @@
 """Every registered model against the table: counts by ``eval_shape``, behaviour on small inputs."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,7 +75,6 @@ def test_classifier(row):
     for name, feature in features.items():
         stride = 2 ** int(name[1:])
         assert abs(feature.shape[1] - row.size / stride) <= 1, f"{name} is not at stride {stride}"
-    np.testing.assert_allclose(model.apply(variables, images)[0], logits, rtol=2e-4, atol=2e-4)
 
     def loss(params):
         rngs = {"dropout": jax.random.key(3)}
@@ -91,9 +92,17 @@ def test_classifier(row):
         dict(updates).get("batch_stats", {}),
     )
     assert all(jax.tree.leaves(moved))
-    _, unchanged = model.apply(variables, images, mutable=["batch_stats"])
+    _, unchanged = jax.jit(functools.partial(model.apply, mutable=["batch_stats"]))(variables, images)
     for old, new in zip(jax.tree.leaves(variables.get("batch_stats", {})), jax.tree.leaves(unchanged)):
         np.testing.assert_array_equal(old, new)
+
+
+def test_jit_is_eager():
+    """One model, as eager execution compiles each layer apart and so takes long."""
+    row = next(row for row in CLASSIFIERS if row.name == "squeezenet1_1")
+    model, images = jv.get_model(row.name, num_classes=7), inputs(row)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    np.testing.assert_allclose(model.apply(variables, images)[0], jax.jit(model.apply)(variables, images)[0], rtol=1e-4)
 
 
 @ids([row for row in ROWS if row.run])
@@ -184,7 +193,8 @@ def test_dilation_keeps_the_map():
 @ids([row for row in DETECTORS if row.run])
 def test_detector(row):
     model, images = jv.get_model(row.name, **row.options), inputs(row)
-    model = model.clone(proposals=model.proposals.clone(samples=10_000))  # every anchor, so that every level learns
+    if hasattr(model, "proposals"):  # every anchor, so that every level learns
+        model = model.clone(proposals=model.proposals.clone(samples=10_000))
     variables = jax.jit(model.init)(jax.random.key(0), images)
     sizes = jnp.array([[row.size, row.size], [row.size / 2, row.size]])
     found = jax.jit(lambda v, x, s: model.apply(v, x, s, method="detect"))(variables, images, sizes)
@@ -213,17 +223,18 @@ def test_detector(row):
     empty = truth._replace(valid=jnp.zeros_like(truth.valid))  # images without objects
     (total, metrics), grads = grad(variables["params"], empty)
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves((total, grads)))
-    assert metrics["loss_box"] == metrics["loss_mask"] == metrics["loss_rpn_box"] == 0
+    assert all(value == 0 for name, value in metrics.items() if name in ("loss_box", "loss_mask", "loss_rpn_box"))
 
 
-def test_detection_reaches_back_to_the_pixels():
-    row = next(row for row in DETECTORS if row.run)
+@ids([row for row in DETECTORS if row.run])
+def test_detection_reaches_back_to_the_pixels(row):
     model, images = jv.get_model(row.name, score_threshold=0.0, **row.options), inputs(row, batch=1)
     variables = jax.jit(model.init)(jax.random.key(0), images)
 
     def parts(images):
         found = model.apply(variables, images, method="detect")
-        return jnp.stack([found.scores[0, 0], found.boxes[0, 0].sum(), found.masks[0, 0].sum()])
+        masks = [] if found.masks is None else [found.masks[0, 0].sum()]
+        return jnp.stack([found.scores[0, 0], found.boxes[0].sum(), *masks])
 
     for gradient in jax.jit(jax.jacrev(parts))(images):
         assert bool(jnp.isfinite(gradient).all()) and bool(jnp.any(gradient != 0))

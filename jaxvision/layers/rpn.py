@@ -19,10 +19,12 @@ class RPN(nn.Module):
 
     One tuple of ``sizes`` (anchor sides in pixels) a feature level; every level takes all ``aspect_ratios`` (height
     over width). Pairs are (training, inference). Defaults, anchor order and rounding are torchvision's.
+    num_convs: 3x3 convolutions before the two outputs.
     """
 
-    sizes: tuple[tuple[float, ...], ...] = ((32,), (64,), (128,), (256,), (512,))
+    sizes: tuple[tuple[float, ...], ...] = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))
     aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    num_convs: int = 1
     pre_nms: tuple[int, int] = (2000, 1000)  # a level
     post_nms: tuple[int, int] = (2000, 1000)  # an image
     nms_threshold: float = 0.7
@@ -43,10 +45,15 @@ class RPN(nn.Module):
             raise ValueError(f"{len(levels)} feature levels, but anchor sizes for {len(self.sizes)}: {self.sizes}")
         init = initializers.normal(0.01)
         per_cell = len(self.sizes[0]) * len(self.aspect_ratios)
-        shared = Conv(levels[0].shape[-1], 3, padding=1, kernel_init=init, name="conv_0_0")
+        channels = levels[0].shape[-1]
+        shared = [
+            Conv(channels, 3, padding=1, kernel_init=init, name=f"conv_{index}_0") for index in range(self.num_convs)
+        ]
         objectness = Conv(per_cell, 1, kernel_init=init, name="cls_logits")
         offsets = Conv(4 * per_cell, 1, kernel_init=init, name="bbox_pred")
-        hidden = [nn.relu(shared(level)) for level in levels]
+        hidden = list(levels)
+        for conv in shared:
+            hidden = [nn.relu(conv(level)) for level in hidden]
         batch = levels[0].shape[0]
         return (
             [objectness(level).reshape(batch, -1) for level in hidden],

@@ -18,6 +18,7 @@ from jax import lax
 
 from jaxvision import losses, ops
 from jaxvision.layers.fpn import FPN
+from jaxvision.layers.norm import BatchNorm
 from jaxvision.layers.padding import at_least_one, sizes_or_whole
 from jaxvision.layers.roi_heads import BoxHead, MaskHead
 from jaxvision.layers.rpn import RPN
@@ -65,8 +66,10 @@ class GeneralizedRCNN(nn.Module):
         (r"^neck\.", "backbone.fpn."),
         (r"^proposals\.", "rpn.head."),
         (r"^box_head\.(cls_score|bbox_pred)", r"roi_heads.box_predictor.\1"),
+        (r"^(box|mask)_head\.conv_(\d+)", r"roi_heads.\1_head.\2.0"),
+        (r"^(box|mask)_head\.norm_(\d+)", r"roi_heads.\1_head.\2.1"),
+        (r"^box_head\.fc_", "roi_heads.box_head."),
         (r"^box_head\.", "roi_heads.box_head."),
-        (r"^mask_head\.conv_(\d+)", r"roi_heads.mask_head.\1.0"),
         (r"^mask_head\.", "roi_heads.mask_predictor."),
     )
     # Checkpoints from before torchvision 0.15, the published COCO weights among them, and the names they have now.
@@ -122,7 +125,8 @@ class GeneralizedRCNN(nn.Module):
         rpn_logits, rpn_offsets, anchors = self._rpn(features, images.shape[1:3])
         terms = self.proposals.loss(keys[:, 0], rpn_logits, rpn_offsets, anchors, targets)
         regions = self.proposals.propose(rpn_logits, rpn_offsets, anchors, sizes, train=True)
-        terms |= self._roi_losses(keys[:, 1], features, images.shape[1:3], *lax.stop_gradient(regions), targets)
+        regions, valid = lax.stop_gradient(regions)
+        terms |= self._roi_losses(keys[:, 1], features, images.shape[1:3], regions, valid, targets, train=train)
         total = sum(terms.values())
         return total, {"loss": total, **terms}
 
@@ -164,7 +168,7 @@ class GeneralizedRCNN(nn.Module):
         pooled = jax.vmap(one_image)(levels, regions)
         return pooled.reshape(-1, *pooled.shape[2:])
 
-    def _roi_losses(self, keys, features, image_size, regions, valid, targets: Targets):
+    def _roi_losses(self, keys, features, image_size, regions, valid, targets: Targets, *, train: bool):
         """Losses of the heads on regions sampled around the ground truth, which itself joins the proposals."""
         batch = regions.shape[0]
         regions = jnp.concatenate([regions, targets.boxes], axis=1)
@@ -190,7 +194,8 @@ class GeneralizedRCNN(nn.Module):
         regions, match, positive, sampled = jax.vmap(sample)(keys, regions, valid, targets.boxes, targets.valid)
         pick = jax.vmap(lambda values, index: values[index])
         truth, labels = pick(targets.boxes, match), pick(targets.labels, match)
-        logits, offsets = self.box_head(self._pool(features, image_size, regions, self.box_head.pool_size))
+        pooled = self._pool(features, image_size, regions, self.box_head.pool_size)
+        logits, offsets = self.box_head(pooled, train=train)
         logits, offsets = (values.reshape(batch, self.samples, *values.shape[1:]) for values in (logits, offsets))
         classes = jnp.where(positive, labels + 1, 0)  # background is class 0 inside the head
         wanted = boxes.encode(truth, regions, weights=self.box_weights)
@@ -211,10 +216,11 @@ class GeneralizedRCNN(nn.Module):
                 image_size,
                 *(values[:, first] for values in (regions, match, labels, positive)),
                 targets,
+                train=train,
             )
         return terms
 
-    def _mask_loss(self, features, image_size, regions, match, labels, positive, targets: Targets):
+    def _mask_loss(self, features, image_size, regions, match, labels, positive, targets: Targets, *, train: bool):
         """Binary cross-entropy of the true class's mask on the positive regions (Mask R-CNN, section 3)."""
         if targets.masks is None:
             raise ValueError("the detector has a mask head, but the targets have no masks")
@@ -222,7 +228,8 @@ class GeneralizedRCNN(nn.Module):
         crop = jax.vmap(lambda truth, regions, match: masks.crop(truth, regions, match, size=size))
         wanted = crop(targets.masks, regions, match).reshape(-1, size, size)
         pooled = self._pool(features, image_size, regions, self.mask_head.pool_size)
-        error = losses.binary_cross_entropy(self.mask_head(pooled, labels.reshape(-1) + 1), wanted).mean((1, 2))
+        logits = self.mask_head(pooled, labels.reshape(-1) + 1, train=train)
+        error = losses.binary_cross_entropy(logits, wanted).mean((1, 2))
         return losses.weighted_mean(error, positive.reshape(-1), axis_name=self.axis_name)
 
     def _detections(self, features, image_size, regions, valid, image_sizes) -> Detections:
@@ -273,20 +280,22 @@ def rcnn_fpn(
     box_hidden: int = 1024,
     mask_head: MaskHead | None = None,
     rpn: RPN | None = None,
+    norm: BatchNorm | None = None,
     axis_name: str | None = None,
     **options,
 ) -> GeneralizedRCNN:
     """Faster R-CNN, or Mask R-CNN with a mask head, on a feature pyramid over a classifier's features c2, c3, …
 
-    The default RPN has anchors of 32, 64, … pixels, one size a level. ``options`` go to ``GeneralizedRCNN``.
+    The default RPN has anchors of 32, 64, … pixels, one size a level. norm: of the pyramid's convolutions and of the
+    box head's, of which there are none without it. ``options`` go to ``GeneralizedRCNN``.
     """
     levels = tuple(name for name in backbone.feature_names if name not in ("c0", "c1"))
     rpn = rpn or RPN(sizes=tuple((32.0 * 2**index,) for index in range(len(levels) + 1)))
     return GeneralizedRCNN(
         backbone=backbone,
-        neck=FPN(levels, channels),
+        neck=FPN(levels, channels, norm=norm),
         proposals=rpn.clone(axis_name=axis_name),
-        box_head=BoxHead(num_classes, box_hidden),
+        box_head=BoxHead(num_classes, box_hidden, norm=norm),
         mask_head=mask_head,
         roi_levels=tuple(f"p{name[1:]}" for name in levels),
         axis_name=axis_name,
@@ -333,6 +342,32 @@ def _resnet50_fpn(num_classes, mask_head, *, frozen_norm=True, norm_epsilon=1e-5
         "resnet50", num_classes=0, frozen_norm=frozen_norm, norm_epsilon=norm_epsilon, axis_name=axis_name
     )
     return rcnn_fpn(backbone, num_classes=num_classes, mask_head=mask_head, axis_name=axis_name, **options)
+
+
+@register(task="detection")
+def fasterrcnn_resnet50_fpn_v2(*, num_classes: int = 90, **options) -> GeneralizedRCNN:
+    """torchvision's model of that name: 43,712,278 parameters at 90 classes (COCO's ids less one)."""
+    return _resnet50_fpn_v2(num_classes, **options)
+
+
+@register(task="detection")
+def maskrcnn_resnet50_fpn_v2(*, num_classes: int = 90, **options) -> GeneralizedRCNN:
+    """torchvision's model of that name: 46,359,409 parameters at 90 classes (COCO's ids less one)."""
+    return _resnet50_fpn_v2(num_classes, masks=True, **options)
+
+
+def _resnet50_fpn_v2(num_classes, *, masks=False, frozen_norm=False, axis_name=None, **options):
+    """Batch norm also in the pyramid and the heads, and a deeper RPN (torchvision's recipe after arXiv:2111.11429)."""
+    norm = BatchNorm(frozen=frozen_norm, axis_name=axis_name)
+    return rcnn_fpn(
+        get_model("resnet50", num_classes=0, frozen_norm=frozen_norm, axis_name=axis_name),
+        num_classes=num_classes,
+        rpn=RPN(num_convs=2),
+        mask_head=MaskHead(num_classes, norm=norm) if masks else None,
+        norm=norm,
+        axis_name=axis_name,
+        **options,
+    )
 
 
 @register(task="detection")

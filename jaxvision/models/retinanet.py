@@ -199,7 +199,7 @@ class RetinaNet(nn.Module):
         self, offsets: Float[Array, "n 4"], anchors: Float[Array, "n 4"], truth: Float[Array, "n 4"]
     ) -> Float[Array, " n"]:
         if self.box_loss == "l1":
-            return losses.smooth_l1(offsets - boxes.encode(truth, anchors), beta=0).sum(-1)
+            return losses.smooth_l1(offsets - boxes.encode(truth, anchors), beta=0.0).sum(-1)
         return 1 - boxes.giou(boxes.decode(offsets, anchors), truth)
 
     def _choose(self, logits, offsets, anchors, image_size: Float[Array, "2"]) -> Detections:

@@ -93,7 +93,7 @@ class SSD(nn.Module):
     num_classes: int
     size: int
     scales: tuple[float, ...]
-    aspect_ratios: tuple[tuple[float, ...], ...]
+    aspect_ratios: tuple[tuple[int | float, ...], ...]
     steps: tuple[int, ...]
     box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
     foreground_iou: float = 0.5
