@@ -16,6 +16,15 @@ DETECTOR_GAINS = (
     (r"box_predictor\.bbox_pred\.weight", 0.6),
     (r"mask_fcn_logits\.weight", 2.0),
 )
+# The same for detectors whose batch norms are calibrated: maps of about unit size, scores spread out, boxes that move.
+CALIBRATED_GAINS = (
+    (r"inner_blocks\.\d\.0\.weight", 0.15),
+    (r"backbone\.features\.0\.weight", 0.01),  # SSD's images reach 128
+    (r"scale_weight", 20.0),
+    (r"(cls_score|cls_logits|classification_head\.module_list\.\d)\.weight", 2.0),
+    (r"rpn\.head\.cls_logits\.weight", 0.5),
+    (r"(bbox_reg|rpn\.head\.bbox_pred)\.weight", 0.2),
+)
 # How a classifier is built, here and there: its weights come with this option.
 OPTIONS = {"googlenet": {"transform_input": True}, "inception_v3": {"transform_input": True}}
 VAR = "running_var"
@@ -43,14 +52,35 @@ def norms(shapes: dict[str, tuple[int, ...]]) -> list[str]:
     return sorted(key.removesuffix(f".{VAR}") for key in shapes if key.endswith(VAR))
 
 
-def calibrated(shapes: dict[str, tuple[int, ...]], scales: np.ndarray) -> dict[str, np.ndarray]:
-    """A classifier's state dict; ``scales``, one a batch norm, are the mean squares of what reaches it, and its
+def calibrated(shapes: dict[str, tuple[int, ...]], scales: np.ndarray, gains=()) -> dict[str, np.ndarray]:
+    """A network's state dict; ``scales``, one a batch norm, are the mean squares of what reaches it, and its
     running statistics are random around them, so that signals neither grow nor vanish with depth."""
-    state = {key: fill(key, shape) for key, shape in shapes.items()}
+    state = {key: fill(key, shape, gains) for key, shape in shapes.items()}
     for norm, scale in zip(norms(shapes), scales, strict=True):
         state[f"{norm}.running_mean"] *= np.sqrt(scale)
         state[f"{norm}.{VAR}"] *= scale
     return state
+
+
+def detector(shapes: dict[str, tuple[int, ...]], scales: np.ndarray) -> dict[str, np.ndarray]:
+    """A detector's state dict, calibrated. RetinaNet's class 0, which is no object and never a detection here, is made
+    improbable."""
+    state = calibrated(shapes, scales, CALIBRATED_GAINS)
+    retinanet = "head.classification_head.cls_logits.bias"
+    if retinanet in state:
+        by_anchor = state[retinanet].reshape(9, -1)
+        by_anchor -= 3
+        by_anchor[:, 0] = -20
+    return state
+
+
+def objects(height: int, width: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes of various sizes, [count, 4] inside the image, and labels from 1 to 90."""
+    rng = np.random.default_rng(zlib.crc32(b"objects"))
+    size, limits = rng.uniform(0.1, 0.6, (count, 2)), np.array([width, height])
+    corner = rng.random((count, 2)) * (1 - size)
+    boxes = np.concatenate([corner * limits, (corner + size) * limits], axis=1)
+    return boxes.astype(np.float32), rng.integers(1, 91, count)
 
 
 def images(batch: int, height: int, width: int) -> np.ndarray:
@@ -66,6 +96,11 @@ def normalise(pixels: np.ndarray) -> np.ndarray:
     """ImageNet's mean and standard deviation, as torchvision's detectors apply them."""
     mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
     return (pixels - mean) / std
+
+
+def normalise_ssd(pixels: np.ndarray) -> np.ndarray:
+    """As torchvision's SSD: the mean subtracted, bytes otherwise."""
+    return (pixels - np.float32([0.48235, 0.45882, 0.40784])) * np.float32(255)
 
 
 def digest(shapes: dict[str, tuple[int, ...]]) -> str:
