@@ -23,6 +23,7 @@ from PIL import Image
 
 import jaxvision as jv
 from experiments import classification, detection
+from experiments.allocator import keep_freed_memory
 from experiments.config import Config, Distributed, available, to_json, use_compilation_cache
 from jaxvision import train
 from jaxvision.registry import model_task
@@ -172,6 +173,7 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 
 def main() -> None:
     logging.basicConfig(format="%(message)s")
+    keep_freed_memory()
     use_compilation_cache()
     config = tyro.extras.overridable_config_cli(available(), description=__doc__)
     connect(config.distributed)

@@ -137,7 +137,7 @@ def test_eight_devices_equal_one(x64, mode):
 
 @pytest.mark.parametrize("mode", ["jit", "pmap"])
 def test_eight_devices_equal_one_in_float32(mode):
-    """As detectors are mostly trained, batch norm frozen. The optimiser holds gradients, some of which all but cancel."""
+    """As detectors are mostly trained, batch norm frozen. The optimiser holds gradients, which may all but cancel."""
     eight = run(parallel(mode, 8, frozen_norm=True), itertools.islice(make_batches(), 5))
     assert_equal_runs(eight, five_steps_alone(np.float32, True), 1e-5, parts=("params",))
 
