@@ -54,8 +54,9 @@ class Cells(NamedTuple):
 class YOLO(nn.Module):
     """A detector of ``num_classes`` classes for square images of ``image_size`` pixels.
 
-    stages: (channels, window, stride) of the convolutions; hidden: width of the first fully connected layer; grid:
-    cells along a side; per_cell: boxes of a cell. Features ``c1`` … are the last maps of each stride.
+    stages: (channels, window, stride) of the convolutions. hidden: width of the first fully connected layer; 0 puts a
+    1x1 convolution in place of both, as the paper's successors have it, and the last map must then be the grid.
+    grid: cells along a side. per_cell: boxes of a cell. Features ``c1`` … are the last maps of each stride.
     lambda_coord, lambda_noobj: equation 3. axis_name: a ``pmap`` axis, for batch norm, dropout and losses.
     """
 
@@ -87,7 +88,8 @@ class YOLO(nn.Module):
         """The layers in the order of a ``.weights`` file: (name, name of its batch norm)."""
         count = sum(map(len, self.stages))
         convs = ((f"conv{i}", f"bn{i}" if self.batch_norm else None) for i in range(1, count + 1))
-        return (*convs, ("fc1", None), ("fc2", None))
+        head = (("fc1", None), ("fc2", None)) if self.hidden else ((f"conv{count + 1}", None),)
+        return (*convs, *head)
 
     def __call__(
         self,
@@ -156,22 +158,26 @@ class YOLO(nn.Module):
                     x = BatchNorm(axis_name=self.axis_name, name=f"bn{number}")(x, train=train)
                 x = nn.leaky_relu(x, self.slope)
                 features[f"c{(self.image_size // x.shape[1]).bit_length() - 1}"] = x
+        outputs = self.num_classes + 5 * self.per_cell
+        if not self.hidden:
+            if x.shape[1] != self.grid:
+                raise ValueError(f"the last map has {x.shape[1]} x {x.shape[1]} cells: give grid={x.shape[1]}")
+            x = Conv(outputs, 1, kernel_init=initializers.normal(0.01), name=f"conv{number + 1}")(x)
+            return self._cells(x), features
         x = jnp.transpose(x, (0, 3, 1, 2)).reshape(len(x), -1)
         x = nn.leaky_relu(Dense(self.hidden, kernel_init=initializers.he_normal(), name="fc1")(x), self.slope)
         x = Dropout(self.dropout, self.axis_name)(x, train=train)
-        outputs = self.grid**2 * (self.num_classes + 5 * self.per_cell)
-        x = Dense(outputs, kernel_init=initializers.normal(0.01), name="fc2")(x)
-        return self._cells(x.astype(jnp.promote_types(x.dtype, jnp.float32))), features
+        x = Dense(self.grid**2 * outputs, kernel_init=initializers.normal(0.01), name="fc2")(x)
+        return self._cells(x), features
 
-    def _cells(self, outputs: Float[Array, "b o"]) -> Cells:
+    def _cells(self, outputs: Float[Array, "b o"] | Float[Array, "b s s o"]) -> Cells:
+        """The outputs of the last layer sorted: the three parts one after the other, or so at each place of a map."""
+        outputs = outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
         grid = (len(outputs), self.grid, self.grid)
-        classes = self.grid**2 * self.num_classes
-        confidences = classes + self.grid**2 * self.per_cell
-        return Cells(
-            outputs[:, :classes].reshape(*grid, -1),
-            outputs[:, classes:confidences].reshape(*grid, -1),
-            outputs[:, confidences:].reshape(*grid, self.per_cell, 4),
-        )
+        cells = self.grid**2 if outputs.ndim == 2 else 1
+        first, second = cells * self.num_classes, cells * (self.num_classes + self.per_cell)
+        classes, confidences, found = jnp.split(outputs, (first, second), axis=-1)
+        return Cells(classes.reshape(*grid, -1), confidences.reshape(*grid, -1), found.reshape(*grid, self.per_cell, 4))
 
     def _choose(self, cells: Cells, image_size: Float[Array, "2"]) -> Detections:
         """One image's detections: confidence times class score, NMS within each class."""
@@ -234,7 +240,7 @@ def squared_errors(cells: Cells, targets: Targets, *, image_size: int) -> dict[s
     centre = own[..., :2] * grid - jnp.stack([column, row], axis=-1)
     roots = jnp.sqrt(jnp.where(own[..., 2:] > 0, own[..., 2:], 1))  # without an object there may be no root
     wanted = jnp.concatenate([centre, roots], axis=-1)[:, :, None]
-    label = jax.nn.one_hot(targets.labels[owner], cells.classes.shape[-1], dtype=cells.classes.dtype)
+    label = jax.nn.one_hot(jnp.asarray(targets.labels)[owner], cells.classes.shape[-1], dtype=cells.classes.dtype)
     error = jnp.sum((cells.boxes - wanted) ** 2, axis=-1)
     return {
         "loss_box": jnp.sum(jnp.where(responsible, error, 0)),
@@ -255,9 +261,9 @@ def yolo_small(*, num_classes: int = 10, **options) -> YOLO:
     """A YOLO v1 that trains from scratch on two CPU cores in minutes, on 128-pixel images: 8 x 8 cells, batch norm."""
     stages: Stages = (
         ((32, 3, 2),),
-        ((64, 3, 1),),
-        ((64, 1, 1), (128, 3, 1)),
-        ((128, 1, 1), (256, 3, 1), (64, 1, 1)),
+        ((64, 3, 1), (64, 3, 1)),
+        ((128, 3, 1), (64, 1, 1), (128, 3, 1)),
+        ((256, 3, 1), (128, 1, 1), (256, 3, 1)),
     )
-    defaults = dict(stages=stages, hidden=512, grid=8, image_size=128, batch_norm=True, max_detections=20)
+    defaults = dict(stages=stages, hidden=0, grid=8, image_size=128, batch_norm=True, max_detections=20)
     return YOLO(num_classes=num_classes, **(defaults | options))
