@@ -18,9 +18,10 @@ VERSIONS = {(0, 1): 16, (0, 2): 20}  # bytes of the header
 NORM = ("bias", "weight", "running_mean", "running_var")
 
 
-def read_darknet(path: str | Path, module: nn.Module) -> dict[str, np.ndarray]:
+def read_darknet(path: str | Path, module: nn.Module, *, other_outputs: bool = False) -> dict[str, np.ndarray]:
     """The arrays of the file under torch's keys for the module, whose ``darknet_layers`` names its layers in order.
 
+    other_outputs: the last layer may have any number of outputs, as that of a network for other classes has.
     Raises: ValueError if the module has no such layers, the header is not darknet's, or the file is shorter or longer
     than the module's layers are, with the bytes wanted and found; FileNotFoundError.
     """
@@ -28,14 +29,18 @@ def read_darknet(path: str | Path, module: nn.Module) -> dict[str, np.ndarray]:
     if not hasattr(module, "darknet_layers"):
         raise ValueError(f"{path} holds no names, and the order of {kind}'s layers in darknet is unknown")
     size, start = path.stat().st_size, _header(path)
-    shapes = torch_shapes(module)
+    shapes = _shapes(module)
+    total = start + 4 * sum(map(math.prod, shapes.values()))
+    if other_outputs and size != total:
+        shapes = _with_other_outputs(shapes, (size - total) // 4)
+        total = start + 4 * sum(map(math.prod, shapes.values()))
     state, end = {}, start
-    for key in _order(module):
+    for key in shapes:
         begin, end = end, end + 4 * math.prod(shapes[key])
         if end > size:
             raise ValueError(
                 f"{path} ends within {key} of {kind}, which wants the bytes {begin} to {end} of {size}; all layers "
-                f"want {start + 4 * sum(map(math.prod, shapes.values()))} bytes. {_remedy(module)}"
+                f"want {total} bytes. {_remedy(module)}"
             )
         state[key] = np.fromfile(path, "<f4", math.prod(shapes[key]), offset=begin).reshape(shapes[key])
     if end != size:
@@ -56,13 +61,24 @@ def _header(path: Path) -> int:
     return VERSIONS[tuple(version[:2])]
 
 
-def _order(module: nn.Module) -> list[str]:
-    """The keys in the order of the file."""
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Of the arrays in the order of the file, by key."""
     keys = []
     for layer, norm in module.darknet_layers:
         first = [f"{layer}.bias"] if norm is None else [f"{norm}.{leaf}" for leaf in NORM]
         keys += [*first, f"{layer}.weight"]
-    return keys
+    shapes = torch_shapes(module)
+    return {key: shapes[key] for key in keys}
+
+
+def _with_other_outputs(shapes: dict[str, tuple[int, ...]], surplus: int) -> dict[str, tuple[int, ...]]:
+    """With so many outputs of the last layer more as the surplus numbers make, if they make whole ones."""
+    bias, weight = list(shapes)[-2:]
+    outputs, *inputs = shapes[weight]
+    more, rest = divmod(surplus, math.prod(inputs) + 1)
+    if rest or outputs + more < 1:
+        return shapes
+    return {**shapes, bias: (outputs + more,), weight: (outputs + more, *inputs)}
 
 
 def _remedy(module: nn.Module) -> str:

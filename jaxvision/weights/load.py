@@ -51,7 +51,9 @@ def load_weights(
     """
     record = _record(model, weights)
     module = _module(model, record, num_classes=num_classes, in_channels=in_channels)
-    state = _read_file(weights, module) if record is None else _read_record(record)
+    state = (
+        _read_file(weights, module, other_outputs=num_classes is not None) if record is None else _read_record(record)
+    )
     untrained = set()
     if record is not None and record.model_options.get("num_classes") == 0:
         untrained = _keys(module, num_classes=1) - _keys(module, num_classes=0)
@@ -136,8 +138,10 @@ def _started_anew(module: nn.Module, leaves: list[tuple[tuple[str, ...], str]]) 
     return dict(zip([path for path, _ in leaves], init(jax.random.key(0))))
 
 
-def _read_file(path: str | Path, module: nn.Module) -> Mapping[str, Any]:
-    return read_darknet(path, module) if Path(path).suffix == DARKNET else read_state_dict(path)
+def _read_file(path: str | Path, module: nn.Module, *, other_outputs: bool) -> Mapping[str, Any]:
+    if Path(path).suffix == DARKNET:
+        return read_darknet(path, module, other_outputs=other_outputs)
+    return read_state_dict(path)
 
 
 def _read_record(record: WeightsRecord) -> Mapping[str, Any]:

@@ -187,6 +187,31 @@ def test_targets_without_a_single_row():
     assert metrics["loss_box"] == metrics["loss_object"] == metrics["loss_class"] == 0
 
 
+def test_devices_agree_with_one():
+    """On loss and gradients: batch norm and dropout are those of the whole batch."""
+    model = TINY.clone(batch_norm=True)
+    images = jax.random.normal(jax.random.key(2), (4, 48, 48, 3))
+    targets = jax.tree.map(
+        lambda *leaves: np.stack(leaves), *in_float32([random_targets(i, classes=2) for i in range(4)])
+    )
+    variables = random_variables(model, images)
+
+    def grad(model, images, targets):
+        def loss(params):
+            options = dict(train=True, method="loss", rngs={"sample": jax.random.key(3)}, mutable=["batch_stats"])
+            return model.apply({**variables, "params": params}, images, targets, **options)[0][0]
+
+        return jax.value_and_grad(loss)(variables["params"])
+
+    def shared(images, targets):
+        return jax.lax.pmean(grad(model.clone(axis_name="data"), images, targets), "data")
+
+    parts = jax.tree.map(lambda leaf: leaf.reshape(2, 2, *leaf.shape[1:]), (images, targets))
+    found = jax.tree.map(lambda leaf: leaf[0], jax.pmap(shared, axis_name="data")(*parts))
+    wanted = jax.jit(lambda *batch: grad(model, *batch))(images, targets)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max()), found, wanted)
+
+
 def test_one_batch_is_learnt_by_heart():
     model = TINY.clone(batch_norm=True, dropout=0.0, score_threshold=0.1)
     targets = jv.Targets(

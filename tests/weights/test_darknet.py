@@ -125,6 +125,23 @@ def test_another_cfg(tmp_path, changes):
         jv.load_weights(PLAIN.clone(**changes), path)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_fine_tuning_starts_the_last_layer_anew(tmp_path, caplog, name):
+    model = MODELS[name]
+    path = write(tmp_path / "yolo.weights", random_layers(model))
+    wanted = jv.load_weights(model, path)["params"]
+    (last, _) = model.darknet_layers[-1]
+    for classes in (2, 9):
+        found = jv.load_weights(model.clone(num_classes=classes), path, num_classes=classes)["params"]
+        assert f"not loaded: {last}.bias, {last}.weight start anew" in caplog.text
+        for layer in wanted.keys() - {last}:
+            jax.tree.map(np.testing.assert_array_equal, found[layer], wanted[layer])
+        caplog.clear()
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(ValueError, match=rf"ends within {last}.weight"):
+        jv.load_weights(model.clone(num_classes=9), path, num_classes=9)
+
+
 @pytest.mark.parametrize("start", [b"PK\x03\x04" + b"\0" * 40, struct.pack("<iiii", 0, 3, 0, 0), b"\x80\x02}q\x00" * 9])
 def test_a_foreign_header(tmp_path, start):
     (tmp_path / "yolo.weights").write_bytes(start)
