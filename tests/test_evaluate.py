@@ -164,6 +164,24 @@ def test_nothing_found_and_nothing_to_find():
         average_precision(truth, [], iou_type="boxes")
 
 
+def test_class_agnostic_recall():
+    """Wrong labels count; boxes beyond the tenth, of lower scores, do not; no box is two objects."""
+    truth, detections = scenes(3)
+    wrong = results_of(detections._replace(labels=1 - detections.labels))
+    assert average_precision(truth, wrong)["R10_50"] < 0.2
+    found = average_precision(truth, wrong, class_agnostic=True)
+    assert found["R10_50"] == found["AR10"] == pytest.approx(1)
+    assert "AP/cat" not in found
+    far = [{**wrong[0], "bbox": [0.0, 0.0, 1.0, 1.0], "score": 2.0}] * 8  # only two of the first image's four are left
+    assert average_precision(truth, wrong + far, class_agnostic=True)["R10_50"] == pytest.approx(10 / 12)
+    x, y, w, h = wrong[0]["bbox"]
+    shifted = [{**result, "bbox": [x, y, w, h]} for result in wrong[:4]] + wrong[4:]
+    assert average_precision(truth, shifted, class_agnostic=True)["R10_50"] == pytest.approx(9 / 12)
+    loose = [{**result, "bbox": [*result["bbox"][:3], 0.6 * result["bbox"][3]]} for result in wrong]
+    found = average_precision(truth, loose, class_agnostic=True)
+    assert found["R10_50"] == pytest.approx(1) and 0.1 < found["AR10"] < 0.4
+
+
 def test_padding_rows_and_invalid_detections_are_left_out():
     _, detections = scenes(3)
     detections = detections._replace(valid=np.array([[1, 0, 0, 1], [1, 1, 1, 1], [0, 1, 0, 0]], bool))

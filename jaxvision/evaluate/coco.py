@@ -55,15 +55,20 @@ def to_results(
 
 
 def average_precision(
-    ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], *, iou_type: str = "bbox"
+    ground_truth: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    *,
+    iou_type: str = "bbox",
+    class_agnostic: bool = False,
 ) -> dict[str, float]:
     """COCO's average precision and recall as fractions, over all images of ``ground_truth``.
 
     ground_truth: a COCO dataset (``images``, ``annotations``, ``categories``). iou_type: ``bbox``, ``segm`` or
-    ``keypoints``. Keys: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl (for keypoints: AP, AP50, AP75,
-    APm, APl, AR, ARm, ARl), and ``AP/<category name>`` of each class. NaN where there is nothing to find; without
-    results everything else is 0. Keypoint sigmas are the category's own ``sigmas``, else COCO's for 17 points, else
-    0.05.
+    ``keypoints``. class_agnostic: any box may be any object, whatever their categories.
+    Keys: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl (for keypoints: AP, AP50, AP75, APm, APl, AR,
+    ARm, ARl); R10_50, the recall at an IoU of 0.5 with the 10 best boxes of an image (not for keypoints); and
+    ``AP/<category name>`` of each class, unless class_agnostic. NaN where there is nothing to find; without results
+    everything else is 0. Keypoint sigmas are the category's own ``sigmas``, else COCO's for 17 points, else 0.05.
     Raises: ValueError for another ``iou_type``, or results for images that are not in ``ground_truth``.
     """
     from pycocotools.coco import COCO
@@ -84,6 +89,7 @@ def average_precision(
         evaluation = COCOeval(truth, found, iou_type)
         if iou_type == "keypoints":
             evaluation.params.kpt_oks_sigmas = _sigmas(ground_truth["categories"])
+        evaluation.params.useCats = int(not class_agnostic)
         evaluation.evaluate()
         evaluation.accumulate()
     return _summary(evaluation)
@@ -193,6 +199,10 @@ def _summary(evaluation: Any) -> dict[str, float]:
     else:
         summary |= {f"AR{most}": mean(recall[:, :, 0, i]) for i, most in enumerate(params.maxDets)}
     summary |= {f"AR{letter}": mean(recall[:, :, i, -1]) for letter, i in areas.items()}
+    if 10 in params.maxDets:
+        summary["R10_50"] = mean(recall[at(0.5), :, 0, params.maxDets.index(10)])
+    if not params.useCats:
+        return summary
     names = {category["id"]: category["name"] for category in evaluation.cocoGt.dataset["categories"]}
     for i, identifier in enumerate(params.catIds):
         summary[f"AP/{names[identifier]}"] = mean(precision[:, :, i, 0, -1])
