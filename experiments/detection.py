@@ -138,9 +138,11 @@ def evaluator(config: Config, model: nn.Module, source: Any) -> Callable[..., di
         figures = {
             f"val_{name}": float(np.average([term[name] for term in terms], weights=weights)) for name in terms[0]
         }
-        kinds = ["bbox"] + (["segm"] if model.mask_head is not None else [])
+        kinds = ["bbox"] + (["segm"] if getattr(model, "mask_head", None) is not None else [])
         for kind in kinds:
-            found = evaluate.average_precision(truth, results, iou_type=kind)
+            found = evaluate.average_precision(
+                truth, results, iou_type=kind, class_agnostic=getattr(model, "class_agnostic", False)
+            )
             figures |= {f"{kind}/{name}": value for name, value in found.items()}
         return figures
 
@@ -152,6 +154,7 @@ def pictures(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """(name, RGB picture) of the predictions on the first validation images."""
     detect = detector(model)
+    names = ("object",) if getattr(model, "class_agnostic", False) else source.categories
     part = data.Subset(source, range(min(count, len(source))))
     for batch in validation_batches(config, part):
         found = jax.device_get(detect(variables, batch["images"], batch["image_sizes"]))
@@ -162,5 +165,5 @@ def pictures(
             one = jax.tree.map(lambda leaf, row=row: leaf[row], found)
             yield (
                 f"{int(batch['image_ids'][row])}",
-                visualize.draw_detections(image, one, names=source.categories, min_score=min_score),
+                visualize.draw_detections(image, one, names=names, min_score=min_score),
             )

@@ -35,6 +35,7 @@ from jaxvision import losses, registry
 from jaxvision.data import digit_scenes as digit_scenes_module
 
 ROOT = Path(__file__).parent.parent
+ONE_SIZE = ("yolo_small", "multibox_small")  # networks with fully connected layers over the whole map
 SCRIPTS = ("train.py", "evaluate.py", "predict.py", "benchmark.py")
 
 
@@ -105,7 +106,8 @@ def smoke(config, data, output):
         model, options = "headed", {}
     return dataclasses.replace(
         config, data=data, model=model, model_options=options, weights=None, backbone_weights=None, resize=None,
-        image_size=(64, 64), batch_size=2, steps=1, eval_every=1, eval_images=2, eval_batch_size=2, pictures=1,
+        image_size=config.image_size if model in ONE_SIZE else (64, 64), batch_size=2, steps=1, eval_every=1,
+        eval_images=2, eval_batch_size=2, pictures=1,
         optimizer=dataclasses.replace(config.optimizer, warmup_steps=0, freeze=()), output=output, devices=1,
         augmentation=dataclasses.replace(config.augmentation, flip=0.5, colour=0.1),
     )  # fmt: skip

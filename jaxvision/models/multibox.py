@@ -52,7 +52,7 @@ class MultiBox(nn.Module):
     min_size: float = 1e-2
     axis_name: str | None = None
 
-    num_classes: ClassVar[int] = 1
+    class_agnostic: ClassVar[bool] = True  # evaluation then leaves the classes of the objects aside
 
     @property
     def in_channels(self) -> int:
