@@ -20,7 +20,8 @@ from jaxvision.weights.convert import torch_shapes
 
 HERE = Path(__file__).parent
 NAMES = json.loads((HERE / "goldens" / "names.json").read_text())
-CLASSIFIERS = [name for name in NAMES if "rcnn" not in name]
+DETECTORS = [name for name in NAMES if name in jv.list_models(task="detection")]
+CLASSIFIERS = [name for name in NAMES if name not in DETECTORS]
 GOLDENS = [name for name in CLASSIFIERS if (HERE / "goldens" / f"{name}.npz").exists()]  # one a family, or more
 FEATURES = ("c0", "c1", "c2", "c3", "c4", "c5")
 AUXILIARY = ("aux1", "aux2")

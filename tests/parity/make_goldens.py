@@ -37,7 +37,10 @@ FEATURES = {
     "mobilenet_v2": {f"c{level}": f"features.{layer}" for level, layer in enumerate((1, 3, 6, 13, 18), start=1)},
     "mnasnet1_0": {f"c{level}": f"layers.{layer}" for level, layer in enumerate((7, 8, 9, 11, 16), start=1)},
 }
-DETECTORS = ["fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn"]
+DETECTORS = [
+    *(f"{family}rcnn_resnet50_fpn{version}" for family in ("faster", "mask") for version in ("", "_v2")),
+    *("retinanet_resnet50_fpn", "retinanet_resnet50_fpn_v2", "ssd300_vgg16"),
+]
 CLASSIFIERS = [
     *(f"squeezenet1_{minor}" for minor in (0, 1)),
     *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),

@@ -6,12 +6,11 @@ import fill  # pytest puts this folder on the path
 import jax
 import numpy as np
 import pytest
-from compare import GOLDENS, NAMES
+from compare import DETECTORS, GOLDENS, NAMES
 
 import jaxvision as jv
 from jaxvision.weights.convert import torch_shapes
 
-DETECTORS = [name for name in NAMES if "rcnn" in name]
 DEPTHS = [pytest.param(name, marks=pytest.mark.slow) for name in NAMES if name not in [*GOLDENS, *DETECTORS]]
 
 
@@ -38,6 +37,18 @@ def test_published_detectors_have_older_names():
     assert len(renamed.keys() - state.keys()) == 26
     variables = jv.from_torch("maskrcnn_resnet50_fpn", renamed)
     assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == 44_454_513
+
+
+def test_published_retinanets_have_older_names():
+    state = torch_shapes(jv.get_model("retinanet_resnet50_fpn"))
+    renamed = older(
+        state,
+        (r"(inner|layer)_blocks\.(\d)\.0\.", r"\1_blocks.\2."),
+        (r"_head\.conv\.(\d)\.0\.", lambda found: f"_head.conv.{2 * int(found[1])}."),
+    )
+    assert len(renamed.keys() - state.keys()) == 12 + 16
+    variables = jv.from_torch("retinanet_resnet50_fpn", renamed)
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == 34_068_119
 
 
 def test_published_densenets_have_older_names():
