@@ -11,6 +11,7 @@ from jax.test_util import check_grads
 from learning import random_variables
 
 import jaxvision as jv
+from experiments import multibox_priors
 from jaxvision.models.multibox import MultiBox, assign, equation3, overlapping_squares
 from jaxvision.models.resnet import ResNet
 
@@ -124,6 +125,25 @@ def test_overlapping_squares():
     three = np.array(overlapping_squares(3))
     np.testing.assert_allclose(three[1], [0.25, 0, 0.75, 0.5])
     np.testing.assert_allclose(three.max(), 1)
+
+
+def test_priors_of_training_boxes():
+    rng = np.random.default_rng(0)
+    centres = np.array([[0.1, 0.2, 0.4, 0.5], [0.3, 0.1, 0.9, 0.3], [0.6, 0.5, 0.8, 0.9]])
+    boxes = np.concatenate([centre + rng.normal(0, 0.01, (50, 4)) for centre in centres])
+    np.testing.assert_allclose(multibox_priors.priors(boxes, 3), centres, atol=0.01)
+    source = [
+        {"image": np.zeros((50, 100, 3)), "boxes": 100 * centres[:2]},
+        {"image": np.zeros((8, 8, 3)), "boxes": []},
+    ]
+    source[1]["boxes"] = np.zeros((0, 4))
+    np.testing.assert_allclose(multibox_priors.shares(source, None), centres[:2])
+    assert len(multibox_priors.shares(source, 0)) == 0
+    model = jv.get_model("multibox_small")
+    priors = np.array(model.priors)
+    assert priors.shape == (64, 4) and (priors[:, 2:] > priors[:, :2]).all() and 0 <= priors.min() <= priors.max() <= 1
+    mine = tuple(map(tuple, centres.tolist()))
+    assert jv.get_model("multibox_small", priors=mine).priors == mine
 
 
 def test_other_sizes_are_refused():
