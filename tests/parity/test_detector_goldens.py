@@ -18,6 +18,7 @@ from jaxvision.weights.convert import torch_shapes
 GOLDENS = Path(__file__).parent / "goldens"
 EVERY = 197  # of this many anchors one is kept
 PROPOSALS, OBJECTS = 60, 3
+IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 SLOW = pytest.mark.slow
 NAMES = [
     pytest.param("fasterrcnn_resnet50_fpn", marks=SLOW),
@@ -37,9 +38,11 @@ class Case:
         self.model = jv.get_model(name)
         self.variables = jv.from_torch(self.model, fill.detector(torch_shapes(self.model), self.golden["scales"]))
 
-    def images(self, batch):
-        normalise = fill.normalise_ssd if "ssd" in self.name else fill.normalise
-        return normalise(fill.images(batch, *self.size))
+    def images(self, batch, dtype=np.float32):
+        """Normalised in float64, as torchvision did for the golden."""
+        mean, std = ([0.48235, 0.45882, 0.40784], 1 / 255) if "ssd" in self.name else IMAGENET
+        pixels = fill.images(batch, *self.size).astype(np.float64)
+        return ((pixels - np.array(mean)) / np.array(std)).astype(dtype)
 
     def check(self, found, bounds):
         """The largest difference of each part, relative to its largest value, is within its bound."""
@@ -116,9 +119,10 @@ def losses(detector, dtype):
     """``f(stem, variables) -> (loss, metrics)``, apart from the kernel of the first convolution, and its arguments."""
     model = everything_sampled(detector.model)
     truth = targets(*detector.size, empty=not hasattr(model, "proposals"))
-    variables, images, truth = jax.tree.map(
+    images = detector.images(2, dtype)
+    variables, truth = jax.tree.map(
         lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf,
-        (detector.variables, detector.images(2), truth),
+        (detector.variables, truth),
     )
     first = "features_0" if "ssd" in detector.name else "conv1"
 

@@ -13,7 +13,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 def test_every_record_has_a_model():
     assert {record.model for record in _records()} == set(MODELS)
-    assert len(MODELS) == 38 and len(_records()) == 48
+    assert len(MODELS) == 43 and len(_records()) == 53
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -27,7 +27,7 @@ def test_records_are_complete(model):
         if record.model_options.get("num_classes") == 0:
             assert not record.categories and not record.metrics
         else:
-            assert len(record.categories) == (90 if "rcnn" in model else 1000)
+            assert len(record.categories) == (90 if registry.model_task(model) == "detection" else 1000)
         if record.url.startswith("https://"):
             assert record.url.endswith(f"-{record.sha256}.pth")
             assert record.metrics or not record.categories
@@ -44,6 +44,10 @@ def test_known_facts():
     coco = get_record("maskrcnn_resnet50_fpn", "COCO_V1")
     assert coco.categories[0] == "person" and coco.categories[89] == "toothbrush"
     assert coco.model_options == {"norm_epsilon": 0.0}
+    for name, eps in (("retinanet_resnet50_fpn", {"norm_epsilon": 0.0}), ("fasterrcnn_resnet50_fpn_v2", {})):
+        assert get_record(name).model_options == eps
+    ssd = get_record("ssd300_vgg16").preprocessing
+    assert ssd._size(640, 480) == (300, 300) and ssd.std == (1 / 255,) * 3
     assert get_record("inception_v3").preprocessing == Preprocessing(342, crop=299)
     assert get_record("googlenet").model_options == {"transform_input": True}
     features = get_record("vgg16", "IMAGENET1K_FEATURES")

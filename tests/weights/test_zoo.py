@@ -30,6 +30,13 @@ HEADS = {
     "vgg11": {"classifier.6"},
 }
 QUICK = ("squeezenet1_1", "googlenet")
+DETECTOR_HEADS = {
+    "retinanet_small": {"head.classification_head.cls_logits"},
+    "ssd_small": {f"head.classification_head.module_list.{index}" for index in range(4)},
+    "fasterrcnn_resnet50_fpn_v2": {"roi_heads.box_predictor.cls_score", "roi_heads.box_predictor.bbox_pred"},
+    "retinanet_resnet50_fpn": {"head.classification_head.cls_logits"},
+    "ssd300_vgg16": {f"head.classification_head.module_list.{index}" for index in range(6)},
+}
 
 
 def ones(name):
@@ -140,3 +147,18 @@ def test_fine_tuning_starts_every_head_anew(tmp_path, caplog, name):
             assert len(value) == 7 and not np.all(value == 1)
         elif key != stem:
             assert np.all(value == 1), key
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name.endswith("small") else pytest.param(name, marks=pytest.mark.slow) for name in DETECTOR_HEADS],
+)
+def test_fine_tuning_a_detector(tmp_path, caplog, name):
+    """Heads have outputs for each anchor or box of a cell and each class; those of boxes alone stay."""
+    save_file(state(name), tmp_path / "model.safetensors")
+    with caplog.at_level(logging.WARNING, logger="jaxvision"):
+        variables = jv.load_weights(name, tmp_path / "model.safetensors", num_classes=7)
+    anew = {key for head in DETECTOR_HEADS[name] for key in (f"{head}.weight", f"{head}.bias")}
+    assert f"not loaded: {', '.join(sorted(anew))} start anew" in caplog.text
+    for key, value in jv.to_torch(jv.get_model(name, num_classes=7), variables).items():
+        assert np.all(value == 1) == (key not in anew), key
