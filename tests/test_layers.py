@@ -113,6 +113,22 @@ def test_fpn_names_and_sizes():
         FPN(("c4", "c5")).init(jax.random.key(0), features)
 
 
+@pytest.mark.parametrize("coarser", ["from_p", "from_c"])
+def test_coarser_levels_by_convolution(coarser):
+    features = {f"c{level}": images(level, (1, 64 >> level, 96 >> level, level)) for level in (3, 4)}
+    neck = FPN(("c3", "c4"), channels=8, coarser=coarser, norm=BatchNorm(epsilon=0.0))
+    pyramid, variables = neck.init_with_output(jax.random.key(0), features)
+    params = variables["params"]
+    source = pyramid["p4"] if coarser == "from_p" else features["c4"]
+    p5 = conv(source, params["p5"]["kernel"], strides=2, padding=1)
+    np.testing.assert_allclose(pyramid["p5"], p5, atol=1e-5)
+    p6 = conv(nn.relu(p5), params["p6"]["kernel"], strides=2, padding=1)
+    np.testing.assert_allclose(pyramid["p6"], p6, atol=1e-5)
+    assert params["inner_blocks_0_0"].keys() == {"kernel"}
+    _, moved = neck.apply(variables, features, train=True, mutable=["batch_stats"])
+    assert set(moved["batch_stats"]) == {f"{kind}_blocks_{index}_1" for kind in ("inner", "layer") for index in (0, 1)}
+
+
 def test_box_head_flattens_in_torch_order():
     head = BoxHead(num_classes=2, hidden=4)
     features = images(shape=(5, 7, 7, 3))

@@ -30,6 +30,20 @@ def test_binary_cross_entropy_of_large_logits():
     np.testing.assert_allclose(got, [200.0, 100.0, np.log(2)], rtol=1e-6)
 
 
+def test_focal_by_its_definition():
+    logits, targets = jnp.array([-3.0, 0.5, 2.0, -1.0]), np.array([1.0, 0.0, 1.0, 0.0])
+    p = 1 / (1 + np.exp(-np.asarray(logits, float)))
+    p, alpha = np.where(targets == 1, p, 1 - p), np.where(targets == 1, 0.25, 0.75)
+    got = losses.focal(logits, targets.astype(np.float32))
+    np.testing.assert_allclose(got, -alpha * (1 - p) ** 2 * np.log(p), rtol=1e-5)
+    plain = losses.focal(logits, targets.astype(np.float32), alpha=0.5, gamma=0.0)
+    np.testing.assert_allclose(2 * plain, losses.binary_cross_entropy(logits, targets.astype(np.float32)), rtol=1e-6)
+    extreme = jnp.array([-200.0, 200.0])
+    for target in (jnp.zeros(2), jnp.ones(2)):
+        value, slope = jax.jvp(lambda x, target=target: losses.focal(x, target), (extreme,), (jnp.ones(2),))
+        assert bool(jnp.isfinite(value).all() & jnp.isfinite(slope).all())
+
+
 def test_weighted_mean():
     values, weights = jnp.array([1.0, 2.0, jnp.inf]), jnp.array([True, True, False])
     assert losses.weighted_mean(values, weights) == 1.5
@@ -53,6 +67,7 @@ def test_gradients(x64):
     check_grads(lambda x: losses.smooth_l1(x, beta=1 / 9), (x,), order=2, modes=("fwd", "rev"))
     check_grads(lambda x: losses.cross_entropy(x[None], jnp.array([2]), label_smoothing=0.1), (x,), order=2)
     check_grads(lambda x: losses.binary_cross_entropy(x, jnp.array([0.0, 1.0, 0.5, 0.2])), (x,), order=2)
+    check_grads(lambda x: losses.focal(x, jnp.array([0.0, 1.0, 0.0, 1.0])), (x,), order=1)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

@@ -37,6 +37,14 @@ def test_layers_of_the_table(name):
     assert [features[f"c{k}"].shape[1] for k in range(6)] == [224, 112, 56, 28, 14, 7]
 
 
+@pytest.mark.parametrize(("stages", "sides"), [((), [75, 37, 18, 9]), ((2,), [75, 38, 19, 9])])
+def test_pools_that_round_up(stages, sides):
+    """SSD's third does, and its maps of a 300-pixel image have 38 and 19 cells a side."""
+    model = jv.get_model("vgg_a", num_classes=0, ceil_pools=stages)
+    (_, features), _ = jax.eval_shape(model.init_with_output, jax.random.key(0), jnp.zeros((1, 300, 300, 3)))
+    assert [features[f"c{k}"].shape[1] for k in range(2, 6)] == sides
+
+
 @pytest.mark.parametrize(("paper", "torchvision"), [("a", "11"), ("b", "13"), ("d", "16"), ("e", "19")])
 def test_two_names_of_one_net(paper, torchvision):
     assert jv.get_model(f"vgg_{paper}") == jv.get_model(f"vgg{torchvision}")

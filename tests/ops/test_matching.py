@@ -62,6 +62,48 @@ def test_nothing_to_match():
     np.testing.assert_array_equal(matching.threshold_match(equal, np.array([False, True]), **options), [1] * 3)
 
 
+@pytest.mark.parametrize("allow_low_quality", [True, False])
+def test_an_object_that_nothing_touches_matches_nothing(allow_low_quality):
+    similarity = np.array([[0.0, 0.0, 0.0], [0.2, 0.0, 0.1]], np.float32)
+    options = {"high": 0.7, "low": 0.3, "allow_low_quality": allow_low_quality}
+    match = matching.threshold_match(similarity, np.ones(2, bool), **options)
+    np.testing.assert_array_equal(match, [1 if allow_low_quality else -1, -1, -1])
+    np.testing.assert_array_equal(
+        matching.match_best(np.full(3, -1, np.int32), similarity, np.ones(2, bool)), [1, -1, -1]
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_match_best(seed):
+    rng = np.random.default_rng(seed)
+    similarity = (rng.integers(0, 8, (4, 9)) / 8).astype(np.float32)  # coarse, so that ties abound
+    valid, match = rng.random(4) < 0.8, rng.integers(-2, 4, 9).astype(np.int32)
+    wanted = match.copy()
+    for g in range(4):
+        if valid[g] and similarity[g].max() > 0:
+            wanted[similarity[g].argmax()] = g
+    found = matching.match_best(match, similarity, valid)
+    np.testing.assert_array_equal(found, wanted)
+    assert found.dtype == np.int32
+    batch = jax.vmap(matching.match_best)(*(np.stack([x] * 2) for x in (match, similarity, valid)))
+    np.testing.assert_array_equal(batch[1], wanted)
+    none = np.zeros((0, 9), np.float32)
+    np.testing.assert_array_equal(matching.match_best(match, none, np.zeros(0, bool)), match)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 12))
+def test_hardest(seed, count):
+    rng = np.random.default_rng(seed)
+    loss, eligible = (rng.integers(0, 5, 10) / 4).astype(np.float32), rng.random(10) < 0.7
+    order = sorted((i for i in range(10) if eligible[i]), key=lambda i: (-loss[i], i))
+    wanted = np.isin(np.arange(10), order[:count])
+    np.testing.assert_array_equal(matching.hardest(loss, eligible, jnp.int32(count)), wanted)
+    batch = jax.vmap(matching.hardest)(np.stack([loss] * 2), np.stack([eligible, ~eligible]), jnp.array([count, 0]))
+    np.testing.assert_array_equal(batch, [wanted, np.zeros(10, bool)])
+
+
 def reference_bipartite_match(similarity, valid):
     out, taken = np.full(len(valid), -1), set()
     entries = [(-similarity[g, i], g, i) for g in range(len(valid)) if valid[g] for i in range(similarity.shape[1])]
