@@ -59,6 +59,17 @@ class Coco:
 
 
 @dataclasses.dataclass(frozen=True)
+class Voc:
+    """PASCAL VOC as its archives unpack (jaxvision.data.VocDetection)."""
+
+    devkit: Path
+    """The folder that has VOC2007 and the like in it."""
+    train: tuple[str, ...] = ("VOC2007/trainval", "VOC2012/trainval")
+    val: tuple[str, ...] = ("VOC2007/test",)
+    on_error: Literal["raise", "skip"] = "raise"
+
+
+@dataclasses.dataclass(frozen=True)
 class Folders:
     """Images sorted into one folder a class."""
 
@@ -127,7 +138,7 @@ class Distributed:
 class Config:
     """One training run. The same command resumes it where it stopped."""
 
-    data: DigitScenes | Digits | DigitCrops | Tfds | Coco | Folders
+    data: DigitScenes | Digits | DigitCrops | Tfds | Coco | Voc | Folders
     model: str
     """A name from jaxvision.list_models()."""
     model_options: dict[str, int | float | bool | str | tuple[float, ...]] = dataclasses.field(default_factory=dict)
@@ -199,7 +210,7 @@ def from_json(values: dict[str, Any]) -> Any:
     Raises: ValueError naming a class or field that this version does not know.
     """
     values = dict(values)
-    parts = (Config, DigitScenes, Digits, DigitCrops, Tfds, Coco, Folders, Augmentation, Optimizer, Distributed)
+    parts = (Config, DigitScenes, Digits, DigitCrops, Tfds, Coco, Voc, Folders, Augmentation, Optimizer, Distributed)
     kinds = {kind.__name__: kind for kind in parts}
     kind = kinds.get(values.pop("type", None))
     if kind is None:

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.augmentation import transforms
-from experiments.config import Coco, Config, DigitScenes
+from experiments.config import Coco, Config, DigitScenes, Voc
 from jaxvision import data, evaluate, visualize
 from jaxvision.typing import Variables
 
@@ -34,6 +34,8 @@ def sources(config: Config) -> tuple[Any, Any]:
                 return train, train
             val = data.CocoDetection(coco.val_images, coco.val_annotations, with_masks=masks, on_error=coco.on_error)
             return train, val
+        case Voc(devkit, train, val, on_error):
+            return tuple(data.VocDetection(devkit, splits, on_error=on_error) for splits in (train, val))
     raise ValueError(f"{config.model} is a detector, but {type(config.data).__name__} has no boxes")
 
 

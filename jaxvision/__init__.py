@@ -10,8 +10,10 @@
 """
 
 from jaxvision import losses, models, ops, typing
+from jaxvision.inference import predict
 from jaxvision.models.folding import fold_batch_norm
 from jaxvision.registry import get_model, list_models, register
+from jaxvision.saliency import explain
 from jaxvision.typing import Detections, Targets
 from jaxvision.version import __version__
 from jaxvision.weights import from_torch, get_record, list_weights, load_weights, save_weights, to_torch
@@ -20,6 +22,7 @@ __all__ = [
     "Detections",
     "Targets",
     "__version__",
+    "explain",
     "fold_batch_norm",
     "from_torch",
     "get_model",
@@ -30,6 +33,7 @@ __all__ = [
     "losses",
     "models",
     "ops",
+    "predict",
     "register",
     "save_weights",
     "to_torch",

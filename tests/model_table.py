@@ -72,6 +72,7 @@ DETECTORS = [
     Row("fasterrcnn_fpn", 41_808_406, TRAINABLE),
     Row("maskrcnn_fpn", 44_454_513, TRAINABLE),
     Row("maskrcnn_small", None, "ours", size=128, run=True, options={"num_classes": 3}),
+    Row("fasterrcnn_small", None, "ours", size=128),
     Row("retinanet_resnet50_fpn", 34_068_119, TRAINABLE),
     Row("retinanet_resnet50_fpn_v2", 38_198_935, TRAINABLE),
     Row("retinanet_fpn", 38_196_887, "as v2, with biases instead of group norm"),

@@ -17,6 +17,8 @@ ALLOWED = {
     "losses": {"typing", "ops"},
     "evaluate": {"typing", "ops"},
     "visualize": {"typing", "ops"},
+    "inference": {"typing", "ops"},  # takes models as arguments
+    "saliency": {"typing", "ops"},
     "weights": {"typing", "registry"},  # from_torch takes a name or a module
     "layers": {"typing", "ops", "losses"},
     "models": {"typing", "registry", "ops", "losses", "layers"},

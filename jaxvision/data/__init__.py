@@ -17,6 +17,7 @@ ROOMS = {
     "PreparedImages": "prepared",
     "Source": "source",
     "Subset": "source",
+    "VocDetection": "voc",
     "central_crop": "transforms",
     "classification_batches": "pipeline",
     "colour_jitter": "transforms",

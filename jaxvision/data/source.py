@@ -65,25 +65,26 @@ class Subset:
 def ground_truth_of(
     examples: Iterable[Example], *, categories: Sequence[str], category_ids: Sequence[int]
 ) -> dict[str, Any]:
-    """Detection examples with masks as a COCO-format dict, masks as compressed RLE and areas counted in pixels."""
+    """Detection examples as a COCO-format dict; masks, where there are any, as compressed RLE with areas counted in
+    pixels. An example may have ``size`` (height, width) in place of its image."""
     images, annotations = [], []
     for example in examples:
-        height, width = example["image"].shape[:2]
-        images.append({"id": int(example["image_id"]), "height": height, "width": width})
-        for box, label, mask, crowd in zip(
-            example["boxes"].tolist(), example["labels"], example["masks"], example["iscrowd"]
-        ):
-            code = rle.encode(np.asfortranarray(mask, dtype=np.uint8))
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,  # pycocotools takes id 0 for "not matched"
-                    "image_id": int(example["image_id"]),
-                    "category_id": int(category_ids[label]),
-                    "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
-                    "segmentation": {"size": [height, width], "counts": code["counts"].decode()},
-                    "area": float(mask.sum()),
-                    "iscrowd": int(crowd),
-                }
-            )
+        height, width = example["size"] if "size" in example else example["image"].shape[:2]
+        images.append({"id": int(example["image_id"]), "height": int(height), "width": int(width)})
+        for index, (left, top, right, bottom) in enumerate(example["boxes"].tolist()):
+            annotation = {
+                "id": len(annotations) + 1,  # pycocotools takes id 0 for "not matched"
+                "image_id": int(example["image_id"]),
+                "category_id": int(category_ids[example["labels"][index]]),
+                "bbox": [left, top, right - left, bottom - top],
+                "area": (right - left) * (bottom - top),
+                "iscrowd": int(example["iscrowd"][index]),
+            }
+            if "masks" in example:
+                mask = example["masks"][index]
+                code = rle.encode(np.asfortranarray(mask, dtype=np.uint8))
+                annotation["segmentation"] = {"size": [int(height), int(width)], "counts": code["counts"].decode()}
+                annotation["area"] = float(mask.sum())
+            annotations.append(annotation)
     named = [{"id": int(i), "name": name} for i, name in zip(category_ids, categories)]
     return {"images": images, "annotations": annotations, "categories": named}

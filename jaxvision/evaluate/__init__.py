@@ -1,6 +1,17 @@
-"""How good predictions are: states that are merged by addition, and COCO's average precision."""
+"""How good predictions are: states that are merged by addition, COCO's and VOC's average precision, who is taken for
+whom."""
 
 from jaxvision.evaluate.classification import Mean, mean, merge, top_k
 from jaxvision.evaluate.coco import average_precision, to_results
+from jaxvision.evaluate.voc import confusion_table, voc_average_precision
 
-__all__ = ["Mean", "average_precision", "mean", "merge", "to_results", "top_k"]
+__all__ = [
+    "Mean",
+    "average_precision",
+    "confusion_table",
+    "mean",
+    "merge",
+    "to_results",
+    "top_k",
+    "voc_average_precision",
+]

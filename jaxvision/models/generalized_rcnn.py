@@ -407,3 +407,9 @@ def maskrcnn_small(
         axis_name=axis_name,
         **(defaults | options),
     )
+
+
+@register(task="detection")
+def fasterrcnn_small(**options) -> GeneralizedRCNN:
+    """``maskrcnn_small`` without masks."""
+    return maskrcnn_small(**options).clone(mask_head=None)

@@ -1,0 +1,206 @@
+"""Detection for people: images of any size in, detections in their own pixels out.
+
+A ``Detect`` is any function (variables, images [b, h, w, c], image_sizes [b, 2]) -> Detections: ``detect_with(model)``,
+or one that ``flipped_and_scaled`` or ``tiled`` made of another. They are pure, so they compose, and ``jax.jit`` takes
+them whole.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxvision import ops
+from jaxvision.typing import Array, Bool, Detections, Float, Variables
+
+__all__ = ["Detect", "detect_with", "flipped_and_scaled", "predict", "tiled"]
+
+Detect = Callable[[Variables, Float[Array, "b h w c"], Float[Array, "b 2"]], Detections]
+
+
+@functools.cache
+def detect_with(model: nn.Module) -> Detect:
+    """The model's own detections; compiled once a shape, however often it is asked for."""
+    return jax.jit(lambda variables, images, sizes: model.apply(variables, images, sizes, method="detect"))
+
+
+def predict(
+    model: nn.Module | Detect,
+    variables: Variables,
+    images: Sequence[Any],
+    *,
+    preprocessing: Callable[[Any], Float[np.ndarray, "_ _ c"]],
+    batch_size: int = 4,
+    bucket: int | None = 128,
+    min_score: int | float = 0.0,
+) -> list[Detections]:
+    """What is in each image: NumPy arrays with a row a detection, best first, boxes in pixels of the image as given.
+
+    images: files, Pillow images or uint8 arrays, whatever ``preprocessing`` takes: that of a weights record
+    (``get_record(...).preprocessing``) or of a run. It makes normalised images, which are padded with zeros to
+    multiples of ``bucket`` pixels, so that few shapes compile; None pads nothing, for networks of one input size. A
+    batch is filled up with zeros. Photographs are turned upright by their EXIF tag before.
+    Raises: what ``preprocessing`` raises, with the image's place in the list.
+    """
+    detect = detect_with(model) if isinstance(model, nn.Module) else model
+    prepared = [_prepared(index, image, preprocessing) for index, image in enumerate(images)]
+    shapes = [_padded_shape(pixels.shape, bucket) for pixels, _ in prepared]
+    found: dict[int, Detections] = {}
+    for shape in dict.fromkeys(shapes):
+        members = [index for index, other in enumerate(shapes) if other == shape]
+        for first in range(0, len(members), batch_size):
+            rows = members[first : first + batch_size]
+            batch, sizes = np.zeros((batch_size, *shape), np.float32), np.ones((batch_size, 2), np.float32)
+            for row, index in enumerate(rows):
+                pixels, _ = prepared[index]
+                batch[row, : pixels.shape[0], : pixels.shape[1]] = pixels
+                sizes[row] = pixels.shape[:2]
+            together = jax.device_get(detect(variables, batch, sizes))
+            for row, index in enumerate(rows):
+                pixels, original = prepared[index]
+                one = jax.tree.map(lambda leaf, row=row: leaf[row], together)
+                found[index] = _in_original_pixels(one, pixels.shape[:2], original, min_score)
+    return [found[index] for index in range(len(prepared))]
+
+
+def flipped_and_scaled(detect: Detect, *, flip: bool = True, scales: tuple[int | float, ...] = (1.0,)) -> Detect:
+    """Test-time augmentation: the detections in views of the image, mirrored and at several scales, merged by NMS.
+
+    Every view is a window of the image, sampled by RoIAlign onto the input's own grid enlarged by the largest scale (to
+    multiples of 32), and all views of an image are one batch of the network. Merging keeps as many detections as
+    ``detect`` makes, and drops those that overlap a better one of their class by more than half.
+    """
+
+    def views(canvas, size):
+        """Windows [v, 4] in the image's pixels that fill the canvas, whether mirrored, and the image's size in each."""
+        scale = jnp.repeat(jnp.asarray(scales, jnp.float32), 1 + flip)
+        mirrored = jnp.tile(jnp.arange(1 + flip) > 0, len(scales))
+        height, width = canvas[0] / scale, canvas[1] / scale
+        left = jnp.where(mirrored, size[1] - width, 0)
+        windows = jnp.stack([left, jnp.zeros_like(left), left + width, height], axis=1)
+        return windows, mirrored, scale[:, None] * size[None]
+
+    def canvas(shape):
+        return tuple(_multiple(side * max(*scales, 1.0), 32) for side in shape)
+
+    return _over_views(detect, views, canvas)
+
+
+def tiled(detect: Detect, *, size: tuple[int, int], overlap: int | float = 0.25) -> Detect:
+    """For images larger than the network's input: detections in overlapping tiles of ``size`` = (height, width), merged
+    by NMS within each class.
+
+    Neighbours share at least ``overlap`` of a side; an object larger than that may be found in parts.
+    Raises: ValueError if the overlap is not in [0, 1).
+    """
+    if not 0 <= overlap < 1:
+        raise ValueError(f"overlap={overlap}: neighbouring tiles share a part in [0, 1) of their side")
+
+    def starts(length, side):
+        count = 1 if length <= side else int(np.ceil((length - side) / (side * (1 - overlap)))) + 1
+        return np.linspace(0, max(length - side, 0), count).round()
+
+    def detect_in_tiles(variables, images, image_sizes):
+        top, left = np.meshgrid(*(starts(n, side) for n, side in zip(images.shape[1:3], size)), indexing="ij")
+        low = np.stack([left.ravel(), top.ravel()], axis=1).astype(np.float32)
+        windows = jnp.asarray(np.concatenate([low, low + np.array(size[::-1], np.float32)], axis=1))
+        mirrored = jnp.zeros(len(low), bool)
+
+        def views(_, true_size):
+            inside = jnp.clip(true_size[None] - windows[:, 1::-1], 0, jnp.asarray(size, jnp.float32)[None])
+            return windows, mirrored, inside
+
+        return _over_views(detect, views, lambda _: size)(variables, images, image_sizes)
+
+    return detect_in_tiles
+
+
+def _over_views(detect: Detect, views: Callable, canvas: Callable) -> Detect:
+    """``detect`` in all views of each image at once, their boxes taken back into the image and merged."""
+
+    @jax.jit
+    def detect_in_views(variables, images, image_sizes):
+        size = canvas(images.shape[1:3])
+
+        def cut(image, image_size):
+            windows, mirrored, inside = views(size, image_size)
+            crops = ops.roi_align(image, windows, size=size, sampling_ratio=-1, aligned=True)
+            crops = jnp.where(mirrored[:, None, None, None], crops[:, :, ::-1], crops)
+            rows, columns = (jnp.arange(side)[None] < inside[:, axis, None] for axis, side in enumerate(size))
+            return crops * (rows[:, :, None, None] & columns[:, None, :, None]), windows, mirrored, inside
+
+        crops, windows, mirrored, inside = jax.vmap(cut)(images, image_sizes)
+        flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), (crops, inside))
+        found = detect(variables, *flat)
+        limit = found.boxes.shape[1]
+        found = jax.vmap(functools.partial(_into_image, canvas=size))(
+            found, *(leaf.reshape(-1, *leaf.shape[2:]) for leaf in (windows, mirrored))
+        )
+        merged = jax.tree.map(lambda leaf: leaf.reshape(len(images), -1, *leaf.shape[2:]), found)
+        clipped = jax.vmap(ops.boxes.clip)(merged.boxes, image_sizes)
+        return jax.vmap(functools.partial(_merge, limit=limit))(merged._replace(boxes=clipped))
+
+    return detect_in_views
+
+
+def _into_image(found: Detections, window: Float[Array, "4"], mirrored: Bool[Array, ""], *, canvas) -> Detections:
+    """Boxes of a view in the pixels of the image that its window was cut from; masks are mirrored back."""
+    left, top, right, bottom = window
+    x, y = (right - left) / canvas[1], (bottom - top) / canvas[0]
+    boxes = found.boxes
+    turned = jnp.stack([canvas[1] - boxes[:, 2], boxes[:, 1], canvas[1] - boxes[:, 0], boxes[:, 3]], axis=1)
+    boxes = jnp.where(mirrored, turned, boxes)
+    boxes = boxes * jnp.stack([x, y, x, y])[None] + jnp.stack([left, top, left, top])[None]
+    masks = found.masks
+    if masks is not None:
+        masks = jnp.where(mirrored, masks[:, :, ::-1], masks)
+    return found._replace(boxes=boxes, masks=masks)
+
+
+def _merge(found: Detections, *, limit: int, iou_threshold: float = 0.5) -> Detections:
+    scores = jnp.where(found.valid, found.scores, -jnp.inf)
+    kept, valid = ops.batched_nms(found.boxes, scores, found.labels, iou_threshold=iou_threshold, max_output=limit)
+    merged = jax.tree.map(lambda leaf: leaf[kept], found)
+
+    def blank(leaf, value):
+        return jnp.where(valid.reshape(-1, *(1,) * (leaf.ndim - 1)), leaf, value)
+
+    return jax.tree.map(lambda leaf: blank(leaf, 0), merged)._replace(labels=blank(merged.labels, -1), valid=valid)
+
+
+def _prepared(index: int, image: Any, preprocessing: Callable) -> tuple[np.ndarray, tuple[int, int]]:
+    """The normalised image, and the (height, width) it had."""
+    from PIL import Image, ImageOps
+
+    try:
+        if isinstance(image, Image.Image):
+            image = ImageOps.exif_transpose(image)
+            original = image.height, image.width
+        elif isinstance(image, np.ndarray):
+            original = image.shape[:2]
+        else:
+            with Image.open(image) as file:
+                turned = ImageOps.exif_transpose(file)
+                original = turned.height, turned.width
+        return np.asarray(preprocessing(image), np.float32), original
+    except (OSError, ValueError) as error:
+        raise ValueError(f"image {index} of the list: {error}") from error
+
+
+def _padded_shape(shape: tuple[int, ...], bucket: int | None) -> tuple[int, ...]:
+    return shape if bucket is None else (*(_multiple(side, bucket) for side in shape[:2]), shape[2])
+
+
+def _multiple(length: int | float, of: int) -> int:
+    return int(-(-length // of) * of)
+
+
+def _in_original_pixels(found: Detections, size, original, min_score: float) -> Detections:
+    """The valid rows, their boxes scaled from the network's image to the one as given."""
+    scale = np.array([original[1] / size[1], original[0] / size[0]] * 2, np.float32)
+    kept = found.valid & (found.scores >= min_score)
+    return jax.tree.map(lambda leaf: leaf[kept], found._replace(boxes=found.boxes * scale))
