@@ -1,4 +1,4 @@
-"""Time kernels and models, side by side with torchvision: ``python experiments/benchmark.py ops|model|classification``.
+"""Time kernels and models, side by side with torchvision: ``python experiments/benchmark.py ops|model|…``.
 
 torch may live in another environment: ``--torch-python /path/to/its/python``. Both libraries run on the CPU with the
 same number of threads and take turns, call by call. Without torch jaxvision is timed alone. The ratio is the median
@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a scri
 
 from experiments.allocator import keep_freed_memory
 from experiments.benchmark_cases import Case, classifier_cases, model_cases, op_cases
+from experiments.benchmark_detectors import BIAS, detection_cases, time_by_objects
 
 HERE = Path(__file__).resolve().parent
 
@@ -64,6 +65,14 @@ class Classification(Options):
         "squeezenet1_1",
     )
     batches: tuple[int, ...] = (1, 8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Detection(Options):
+    """Detectors at 480 x 640, one image: inference, a training step, and inference by the number of objects in view."""
+
+    objects: tuple[int, ...] = (0, 10, 1000)
+    """Wished numbers of objects; there are as many as the detector has room for."""
 
 
 class Torch:
@@ -150,7 +159,7 @@ def product_rate() -> float:
 
 
 def table(options: Options, torch: Torch | None) -> Iterator[str]:
-    cases = {Ops: op_cases, Model: model_cases}.get(
+    cases = {Ops: op_cases, Model: model_cases, Detection: detection_cases}.get(
         type(options), lambda: classifier_cases(options.models, options.batches)
     )()
     wide = isinstance(options, Classification)
@@ -176,14 +185,28 @@ def table(options: Options, torch: Torch | None) -> Iterator[str]:
         yield f"| {' | '.join(row)} |"
     for part in ("forward", "training step"):
         of_part = [ratio for name, ratio in ratios.items() if part in name]
-        if wide and of_part:
+        if of_part:
             yield f"\ngeometric mean, {part}: {statistics.geometric_mean(of_part):.2f}"
+
+
+def objects_table(options: Detection) -> Iterator[str]:
+    """Median inference time by the number of objects in view, and the largest ratio of two of them."""
+    yield f"| detector | {' | '.join(f'{count:,} objects: found, ms' for count in options.objects)} | spread |"
+    yield f"|---{'|---:' * (len(options.objects) + 1)}|"
+    for name in BIAS:
+        if options.only not in name:
+            continue
+        figures = time_by_objects(name, options.objects, options.repeats)
+        medians = [1e3 * statistics.median(seconds) for _, seconds in figures.values()]
+        cells = [f"{found}, {median:.1f}" for (found, _), median in zip(figures.values(), medians)]
+        yield f"| {name} | {' | '.join(cells)} | {max(medians) / min(medians) - 1:.1%} |"
 
 
 Command = (
     Annotated[Ops, tyro.conf.subcommand("ops")]
     | Annotated[Model, tyro.conf.subcommand("model")]
     | Annotated[Classification, tyro.conf.subcommand("classification")]
+    | Annotated[Detection, tyro.conf.subcommand("detection")]
 )
 
 
@@ -212,6 +235,10 @@ def main() -> None:
     with cache:
         for line in table(options, torch):
             print(line, flush=True)
+        if isinstance(options, Detection):
+            print()
+            for line in objects_table(options):
+                print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -5,18 +5,17 @@ writes a picture for each image. Without images on disk, ``skimage:coffee`` is a
 """
 
 import dataclasses
+import functools
 import itertools
 import logging
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script from anywhere
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 from PIL import Image
@@ -68,38 +67,36 @@ def main() -> None:
         task, categories, preprocess = model_task(options.model), record.categories, record.preprocessing
     options.output.mkdir(parents=True, exist_ok=True)
     predict = {"classification": classify, "detection": detect}[task]
-    apply = jax.jit(model.apply)
     for name, path in zip(options.images, unique_paths(options.images, options.output)):
         image = read(name)
-        lines, picture = predict(partial(apply, variables), preprocess, categories, image, options)
+        lines, picture = predict(model, variables, preprocess, categories, image, options)
         Image.fromarray(picture).save(path)
         print("\n".join([f"{name} → {path}", *(f"  {line}" for line in lines)]))
 
 
-def classify(apply, preprocess, categories, image, options) -> tuple[list[str], np.ndarray]:
+@functools.cache
+def compiled(model):
+    """The model's ``apply``, compiled once a shape."""
+    return jax.jit(model.apply)
+
+
+def classify(model, variables, preprocess, categories, image, options) -> tuple[list[str], np.ndarray]:
     """The most probable classes, as lines and as a picture."""
-    logits, _ = apply(preprocess(image)[None])
+    logits, _ = compiled(model)(variables, preprocess(image)[None])
     probabilities = np.asarray(jax.nn.softmax(logits[0]))
     best = np.argsort(-probabilities)[: options.top]
     lines = [f"{probabilities[index]:7.4f}  {categories[index]}" for index in best]
     return lines, visualize.draw_classes(image, probabilities, names=categories, top=options.top)
 
 
-def detect(apply, preprocess, categories, image, options) -> tuple[list[str], np.ndarray]:
+def detect(model, variables, preprocess, categories, image, options) -> tuple[list[str], np.ndarray]:
     """The objects found, in pixels of the original image, as lines and as a picture."""
-    pixels = preprocess(image)
-    height, width = pixels.shape[:2]
-    bucket = 128  # few input shapes, few compilations; a multiple of every stride
-    padded = np.zeros((1, -(-height // bucket) * bucket, -(-width // bucket) * bucket, 3), np.float32)
-    padded[0, :height, :width] = pixels
-    found, _ = apply(padded, jnp.array([[height, width]], jnp.float32))
-    found = jax.tree.map(lambda leaf: np.asarray(leaf[0]), found)
-    scale = np.array([image.shape[1] / width, image.shape[0] / height] * 2, np.float32)
-    found = found._replace(boxes=found.boxes * scale, valid=found.valid & (found.scores >= options.min_score))
+    (found,) = jv.predict(
+        model, variables, [image], preprocessing=preprocess, batch_size=1, min_score=options.min_score
+    )
     lines = [
         f"{score:7.4f}  {categories[label]:16s} " + " ".join(f"{side:7.1f}" for side in box)
-        for score, label, box, valid in zip(found.scores, found.labels, found.boxes, found.valid)
-        if valid
+        for score, label, box in zip(found.scores, found.labels, found.boxes)
     ]
     return lines, visualize.draw_detections(image, found, names=categories, min_score=options.min_score)
 

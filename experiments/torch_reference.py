@@ -76,21 +76,46 @@ def classifier(layout, name, batch, size, train):
 
 
 def detector(layout, name):
-    """Random weights, but sure of class 0, so that there are 100 detections to find and paste; no resizing inside."""
-    model = torchvision.models.get_model(
-        name, weights=None, weights_backbone=None, min_size=inputs.IMAGE[0], max_size=inputs.IMAGE[1]
-    )
-    model = model.to(memory_format=layout).eval()
-    model.roi_heads.box_predictor.cls_score.bias.data[1] = 5.0
+    """Random weights, but sure of class 0, so that there are detections to find (and masks to paste); no resizing
+    inside but SSD's."""
+    model = _detector(layout, name).eval()
+    if "rcnn" in name:
+        model.roi_heads.box_predictor.cls_score.bias.data[1] = 5.0
+    elif "retinanet" in name:
+        model.head.classification_head.cls_logits.bias.data.view(-1, 91)[:, 1] = 5.0
+    else:
+        for head in model.head.classification_head.module_list:
+            head.bias.data.view(-1, 91)[:, 1] = 5.0
     picture = list(image(inputs.uniform(*inputs.IMAGE, 3), layout))
     return torch.no_grad()(lambda: model(picture))
 
 
+def detector_step(layout, name):
+    """Loss, gradients and an SGD step, with five objects in the image."""
+    model = _detector(layout, name).train()
+    picture = list(image(inputs.uniform(*inputs.IMAGE, 3), layout))
+    height, width = inputs.IMAGE
+    boxes = torch.from_numpy(inputs.boxes(5)).clamp(min=0).minimum(torch.tensor([width, height] * 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+
+    def step():
+        optimizer.zero_grad()
+        sum(model(picture, [{"boxes": boxes, "labels": torch.arange(5) + 1}]).values()).backward()
+        optimizer.step()
+
+    return step
+
+
+def _detector(layout, name):
+    sizes = {} if "ssd" in name else {"min_size": inputs.IMAGE[0], "max_size": inputs.IMAGE[1]}
+    model = torchvision.models.get_model(name, weights=None, weights_backbone=None, **sizes)
+    return model.to(memory_format=layout)
+
+
 def build(case: dict, layout) -> Callable[[], object]:
     kind, options = case["kind"], {k: v for k, v in case.items() if k != "kind"}
-    return {"roi_align": roi_align, "max_pool": max_pool, "classifier": classifier, "detector": detector}[kind](
-        layout, **options
-    )
+    makers = (roi_align, max_pool, classifier, detector, detector_step)
+    return {maker.__name__: maker for maker in makers}[kind](layout, **options)
 
 
 def seconds(run) -> float:

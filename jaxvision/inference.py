@@ -35,18 +35,19 @@ def predict(
     *,
     preprocessing: Callable[[Any], Float[np.ndarray, "_ _ c"]],
     batch_size: int = 4,
-    bucket: int | None = 128,
+    bucket: int | None = None,
     min_score: int | float = 0.0,
 ) -> list[Detections]:
     """What is in each image: NumPy arrays with a row a detection, best first, boxes in pixels of the image as given.
 
     images: files, Pillow images or uint8 arrays, whatever ``preprocessing`` takes: that of a weights record
     (``get_record(...).preprocessing``) or of a run. It makes normalised images, which are padded with zeros to
-    multiples of ``bucket`` pixels, so that few shapes compile; None pads nothing, for networks of one input size. A
-    batch is filled up with zeros. Photographs are turned upright by their EXIF tag before.
+    multiples of ``bucket`` pixels, so that few shapes compile: by default of the network's own input size, or of 128 if
+    it takes any. A batch is filled up with zeros. Photographs are turned upright by their EXIF tag before.
     Raises: what ``preprocessing`` raises, with the image's place in the list.
     """
     detect = detect_with(model) if isinstance(model, nn.Module) else model
+    bucket = bucket or getattr(model, "init_size", 128)
     prepared = [_prepared(index, image, preprocessing) for index, image in enumerate(images)]
     shapes = [_padded_shape(pixels.shape, bucket) for pixels, _ in prepared]
     found: dict[int, Detections] = {}
@@ -191,8 +192,8 @@ def _prepared(index: int, image: Any, preprocessing: Callable) -> tuple[np.ndarr
         raise ValueError(f"image {index} of the list: {error}") from error
 
 
-def _padded_shape(shape: tuple[int, ...], bucket: int | None) -> tuple[int, ...]:
-    return shape if bucket is None else (*(_multiple(side, bucket) for side in shape[:2]), shape[2])
+def _padded_shape(shape: tuple[int, ...], bucket: int) -> tuple[int, ...]:
+    return (*(_multiple(side, bucket) for side in shape[:2]), shape[2])
 
 
 def _multiple(length: int | float, of: int) -> int:

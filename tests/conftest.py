@@ -3,16 +3,20 @@ jaxtyping import hook checks every annotated shape of the package (``--jaxtyping
 
 import os
 
-# Compiling takes most of the time here, and half of that without the optimisations of the last stage.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-)
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Files that take minutes, longest first, so that none of them is left for one worker at the end.
+LONG = ("train/test_detector", "test_experiments", "test_models", "test_two_processes", "parity", "test_notebooks")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: next((i for i, name in enumerate(LONG) if name in item.nodeid), len(LONG)))
 
 
 @pytest.fixture

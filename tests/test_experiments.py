@@ -25,6 +25,7 @@ from experiments.config import (
     DigitScenes,
     Folders,
     Tfds,
+    Voc,
     available,
     from_json,
     to_json,
@@ -36,7 +37,7 @@ from jaxvision.data import digit_scenes as digit_scenes_module
 
 ROOT = Path(__file__).parent.parent
 ONE_SIZE = ("yolo_small", "multibox_small")  # networks with fully connected layers over the whole map
-SCRIPTS = ("train.py", "evaluate.py", "predict.py", "benchmark.py")
+SCRIPTS = ("train.py", "evaluate.py", "predict.py", "benchmark.py", "data_check.py")
 
 
 def script(name, *arguments, **options):
@@ -75,6 +76,21 @@ def coco(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def voc(tmp_path_factory):
+    """Two images of a VOC2007, a dog in the first."""
+    devkit = tmp_path_factory.mktemp("VOCdevkit")
+    for part in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (devkit / "VOC2007" / part).mkdir(parents=True)
+    box = "<bndbox><xmin>11</xmin><ymin>11</ymin><xmax>50</xmax><ymax>40</ymax></bndbox>"
+    for name, item in (("a", f"<object><name>dog</name><difficult>0</difficult>{box}</object>"), ("b", "")):
+        Image.new("RGB", (80, 60)).save(devkit / "VOC2007" / "JPEGImages" / f"{name}.jpg")
+        size = "<size><width>80</width><height>60</height></size>"
+        (devkit / "VOC2007" / "Annotations" / f"{name}.xml").write_text(f"<annotation>{size}{item}</annotation>")
+    (devkit / "VOC2007" / "ImageSets" / "Main" / "all.txt").write_text("a\nb\n")
+    return Voc(devkit, train=("VOC2007/all",), val=("VOC2007/all",))
+
+
+@pytest.fixture(scope="session")
 def folders(tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp("folders"), np.random.default_rng(0)
     for name in ("cat", "dog"):
@@ -100,8 +116,8 @@ class Headed(nn.Module):
 def smoke(config, data, output):
     """The config at its smallest: one step of two small images."""
     model, options = config.model, config.model_options
-    if isinstance(data, Coco):  # the full-size model is compiled in the parity tests
-        model, options = "maskrcnn_small", {}
+    if isinstance(data, Coco | Voc):  # the full-size model is compiled in the parity tests
+        model, options = "ssd_small" if isinstance(data, Voc) else "maskrcnn_small", {}
     elif not isinstance(config.data, Folders | DigitScenes):  # one ResNet is enough
         model, options = "headed", {}
     return dataclasses.replace(
@@ -113,11 +129,28 @@ def smoke(config, data, output):
     )  # fmt: skip
 
 
+# One a task, a kind of data and a way of evaluation; what differs in the others is tested where they build.
+RUN = {"digits", "folder_resnet18", "digit_scenes_maskrcnn", "digit_scenes_multibox", "coco_overfit", "voc_ssd300"}
+
+
 @pytest.mark.parametrize("name", sorted(available()))
+def test_config_builds(name):
+    """The model of the full config takes its images, and its loss or logits come out, in shapes."""
+    config = available()[name][1]
+    model = registry.get_model(config.model, num_classes=10, **config.model_options)
+    images = jax.ShapeDtypeStruct((config.batch_size, *config.image_size, 3), jnp.float32)
+    (outputs, _), variables = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
+    assert jax.tree.leaves(outputs)[0].shape[0] == config.batch_size and variables["params"]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in RUN else pytest.mark.slow) for name in sorted(available())]
+)
 def test_config_runs(name, request, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(registry._MODELS, "headed", registry.Entry(Headed, "classification"))
     config = available()[name][1]
-    made_up = {DigitScenes: "digit_scenes", Coco: "coco", Folders: "folders", Tfds: "folders"}.get(type(config.data))
+    made_up = {DigitScenes: "digit_scenes", Coco: "coco", Voc: "voc", Folders: "folders", Tfds: "folders"}
+    made_up = made_up.get(type(config.data))
     data = config.data if made_up is None else request.getfixturevalue(made_up)
     config = smoke(config, data, tmp_path / "run")
     figures = train.run(config)
@@ -176,6 +209,18 @@ def test_help(name):
 def test_unknown_option_is_refused_with_a_suggestion():
     result = script("train.py", "digit_scenes_maskrcnn", "--batchsize", "4")
     assert result.returncode != 0 and "--batch-size" in result.stdout + result.stderr
+
+
+def test_data_check_lists_what_is_wrong(coco, tmp_path):
+    content = json.loads(coco.train_annotations.read_text())
+    content["annotations"][0]["bbox"] = [10, 10, -5, 30]
+    (tmp_path / "bad.json").write_text(json.dumps(content))
+    paths = ("--data.train-images", coco.train_images, "--data.train-annotations")
+    result = script("data_check.py", "coco_overfit", *paths, tmp_path / "bad.json")
+    assert result.returncode == 1 and "3 images, 2 of them without objects, 1 problems" in result.stdout, result.stderr
+    assert "bad.json: annotation 1: " in result.stdout and "cat 0, dog 1" in result.stdout
+    result = script("data_check.py", "coco_overfit", *paths, coco.train_annotations)
+    assert result.returncode == 0 and "0 problems" in result.stdout, result.stderr
 
 
 def test_unwritable_output_folder(digit_scenes, tmp_path):

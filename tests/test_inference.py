@@ -1,5 +1,7 @@
 """Detections in the pixels of images of any size, and what matters for them, by a detector that is easy to follow."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -28,6 +30,9 @@ def brightest_blocks(variables, images, sizes, *, block=8, count=3):
         valid=valid,
         masks=jnp.where(valid[..., None, None], ramp[None, None], 0),
     )
+
+
+PLAIN = Preprocessing(shorter_side=16, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
 def picture(height, width, *corners):
@@ -83,11 +88,26 @@ def test_files_and_pillow_images_stand_upright(tmp_path):
     exif[0x0112] = 6  # shown turned by 90 degrees clockwise
     turned.save(tmp_path / "turned.png", exif=exif)
 
-    preprocessing = Preprocessing(shorter_side=32, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    preprocessing = dataclasses.replace(PLAIN, shorter_side=32)
     with Image.open(tmp_path / "turned.png") as file:
         images = [tmp_path / "turned.png", file]
         for found in predict(brightest_blocks, {}, images, preprocessing=preprocessing, bucket=16):
             np.testing.assert_allclose(found.boxes, [[8, 0, 16, 8]])
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "CMYK"])
+def test_images_of_any_mode(mode, tmp_path):
+    """A white block on black; inverted, as ink, in CMYK files."""
+    path = tmp_path / f"image.{'jpg' if mode == 'CMYK' else 'png'}"
+    Image.fromarray(picture(16, 16, (8, 0))).convert(mode).save(path)
+    (found,) = predict(brightest_blocks, {}, [path], preprocessing=PLAIN, bucket=16)
+    np.testing.assert_allclose(found.boxes, [[8, 0, 16, 8]])
+
+
+def test_images_of_16_bits_are_refused(tmp_path):
+    Image.fromarray(np.full((16, 16), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(ValueError, match=r"image 0 of the list: .*deep\.png: mode I;16: more than 8 bits"):
+        predict(brightest_blocks, {}, [tmp_path / "deep.png"], preprocessing=PLAIN)
 
 
 def test_an_unreadable_image_is_named(tmp_path):

@@ -12,6 +12,9 @@ from model_table import CLASSIFIERS, DETECTORS, ROWS
 import jaxvision as jv
 from jaxvision.models.resnet import ResNet
 
+# Compiling takes most of the time here, and half of that without the optimisations of its last stage.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
 
 def ids(rows):
     return pytest.mark.parametrize("row", rows, ids=lambda row: row.name)
@@ -25,14 +28,22 @@ def inputs(row, batch=2):
     return jax.random.normal(jax.random.key(1), (batch, row.size, row.size, 3))
 
 
-def randomised(variables):
-    """Batch statistics away from (0, 1), so that a model that ignores them is seen."""
-    stats = {
-        name: jax.tree.map(lambda leaf: jax.random.uniform(jax.random.key(leaf.size), leaf.shape, minval=0.5), tree)
-        for name, tree in variables.items()
-        if name != "params"
-    }
-    return {**variables, **stats}
+def variables_of(model, images):
+    """Random kernels of He's variance, and batch statistics away from (0, 1), so that a model that ignores them is
+    seen. Drawn by NumPy, as compiling a model's own ``init`` takes longer than most of the tests here."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        name = path[-1].key
+        if name in ("mean", "var"):
+            values = rng.uniform(0.5, 1, leaf.shape)
+        elif "kernel" in name:
+            values = rng.normal(0, (2 / np.prod(leaf.shape[:-1])) ** 0.5, leaf.shape)
+        else:
+            values = np.full(leaf.shape, float("scale" in name))
+        return jnp.asarray(values, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(model.init, jax.random.key(0), images))
 
 
 def targets(row, batch=2, objects=3):
@@ -68,8 +79,9 @@ def test_module_is_its_own_configuration(row):
 @ids([row for row in CLASSIFIERS if row.run])
 def test_classifier(row):
     model, images = jv.get_model(row.name, num_classes=7), inputs(row)
-    variables = randomised(jax.jit(model.init)(jax.random.key(0), images))
-    logits, features = jax.jit(model.apply)(variables, images)
+    variables = variables_of(model, images)
+    apply = quick_jit(functools.partial(model.apply, mutable=["batch_stats"]))
+    (logits, features), unchanged = apply(variables, images)
     assert logits.shape == (2, 7) and bool(jnp.isfinite(logits).all())
     assert tuple(features) == model.feature_names
     for name, feature in features.items():
@@ -83,7 +95,7 @@ def test_classifier(row):
         )
         return jnp.square(logits - jnp.arange(7.0)[None]).sum(), updates
 
-    grads, updates = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+    grads, updates = quick_jit(jax.grad(loss, has_aux=True))(variables["params"])
     silent = [path for path, leaf in jax.tree.leaves_with_path(grads) if not jnp.any(leaf != 0)]
     assert not silent, f"no gradient reaches {[jax.tree_util.keystr(path) for path in silent]}"
     moved = jax.tree.map(
@@ -92,7 +104,6 @@ def test_classifier(row):
         dict(updates).get("batch_stats", {}),
     )
     assert all(jax.tree.leaves(moved))
-    _, unchanged = jax.jit(functools.partial(model.apply, mutable=["batch_stats"]))(variables, images)
     for old, new in zip(jax.tree.leaves(variables.get("batch_stats", {})), jax.tree.leaves(unchanged)):
         np.testing.assert_array_equal(old, new)
 
@@ -101,19 +112,20 @@ def test_jit_is_eager():
     """One model, as eager execution compiles each layer apart and so takes long."""
     row = next(row for row in CLASSIFIERS if row.name == "squeezenet1_1")
     model, images = jv.get_model(row.name, num_classes=7), inputs(row)
-    variables = jax.jit(model.init)(jax.random.key(0), images)
-    np.testing.assert_allclose(model.apply(variables, images)[0], jax.jit(model.apply)(variables, images)[0], rtol=1e-4)
+    variables = variables_of(model, images)
+    compiled = jax.jit(model.apply)(variables, images)
+    np.testing.assert_allclose(model.apply(variables, images)[0], compiled[0], rtol=1e-4, atol=1e-5)
 
 
 @ids([row for row in ROWS if row.run])
 def test_folded_batch_norm(row):
     model, images = jv.get_model(row.name, **row.options), inputs(row)
-    variables = randomised(jax.jit(model.init)(jax.random.key(0), images))
+    variables = variables_of(model, images)
     folded = jv.fold_batch_norm(model, variables)
     names = {path[-1] for path in flatten_dict(folded)}
     assert "batch_stats" not in folded and "scale" not in names  # in these models every norm follows a convolution
     method = "features" if row in DETECTORS else None  # a detector's choices may flip by rounding
-    apply = jax.jit(lambda variables: model.apply(variables, images, method=method))
+    apply = quick_jit(lambda variables: model.apply(variables, images, method=method))
     wanted, got = apply(variables), apply(folded)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(a).max()), wanted, got)
     if "batch_stats" in variables:
@@ -158,7 +170,7 @@ def test_transformations(row):
 def test_export_keeps_the_values():
     row = next(row for row in CLASSIFIERS if row.name == "shufflenet_v2_x0_5")
     model, images = jv.get_model(row.name, num_classes=7), inputs(row)
-    variables = randomised(jax.jit(model.init)(jax.random.key(0), images))
+    variables = variables_of(model, images)
     classify = jax.jit(lambda variables, images: model.apply(variables, images)[0])
     again = jax.export.deserialize(jax.export.export(classify)(variables, images).serialize())
     np.testing.assert_allclose(again.call(variables, images), classify(variables, images), rtol=1e-5, atol=1e-5)
@@ -167,10 +179,17 @@ def test_export_keeps_the_values():
     assert jnp.abs(low - wanted).max() < 0.1 * jnp.abs(wanted).max()
 
 
+def test_init_compiles():
+    """One model; the others are initialised by their own tests, and ``eval_shape`` sees all shapes."""
+    model, images = jv.get_model("shufflenet_v2_x0_5", num_classes=7), jnp.zeros((1, 64, 64, 3))
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(variables))
+
+
 def test_bottlenecks_train():
     model, images = ResNet((1, 1, 1, 1), "bottleneck", num_classes=2, width=8), jnp.ones((2, 32, 32, 3))
-    variables = jax.jit(model.init)(jax.random.key(0), images)
-    grads = jax.jit(
+    variables = variables_of(model, images)
+    grads = quick_jit(
         jax.grad(lambda params: (model.apply({**variables, "params": params}, images)[0] * jnp.arange(2.0)[None]).sum())
     )(variables["params"])
     assert all(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(grads["layer4_0"]))
@@ -195,9 +214,9 @@ def test_detector(row):
     model, images = jv.get_model(row.name, **row.options), inputs(row)
     if hasattr(model, "proposals"):  # every anchor, so that every level learns
         model = model.clone(proposals=model.proposals.clone(samples=10_000))
-    variables = jax.jit(model.init)(jax.random.key(0), images)
+    variables = variables_of(model, images)
     sizes = jnp.array([[row.size, row.size], [row.size / 2, row.size]])
-    found = jax.jit(lambda v, x, s: model.apply(v, x, s, method="detect"))(variables, images, sizes)
+    found = quick_jit(lambda v, x, s: model.apply(v, x, s, method="detect"))(variables, images, sizes)
     assert found.boxes.shape == (2, model.max_detections, 4)
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(found))
     limits = jnp.concatenate([sizes[:, None, ::-1], sizes[:, None, ::-1]], axis=-1)
@@ -215,7 +234,7 @@ def test_detector(row):
         )  # fmt: skip
         return loss, metrics
 
-    grad = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    grad = quick_jit(jax.value_and_grad(loss, has_aux=True))
     (total, metrics), grads = grad(variables["params"], truth)
     assert np.isclose(total, sum(value for name, value in metrics.items() if name != "loss"))
     silent = [path for path, leaf in jax.tree.leaves_with_path(grads) if not jnp.any(leaf != 0)]
@@ -229,14 +248,14 @@ def test_detector(row):
 @ids([row for row in DETECTORS if row.run])
 def test_detection_reaches_back_to_the_pixels(row):
     model, images = jv.get_model(row.name, score_threshold=0.0, **row.options), inputs(row, batch=1)
-    variables = jax.jit(model.init)(jax.random.key(0), images)
+    variables = variables_of(model, images)
 
     def parts(images):
         found = model.apply(variables, images, method="detect")
         masks = [] if found.masks is None else [found.masks[0, 0].sum()]
         return jnp.stack([found.scores[0, 0], found.boxes[0].sum(), *masks])
 
-    for gradient in jax.jit(jax.jacrev(parts))(images):
+    for gradient in quick_jit(jax.jacrev(parts))(images):
         assert bool(jnp.isfinite(gradient).all()) and bool(jnp.any(gradient != 0))
 
 

@@ -290,15 +290,15 @@ def ssd_small(*, num_classes: int = 10, in_channels: int = 3, axis_name: str | N
     """
     backbone = ResNet((2, 2, 2, 1), "basic", num_classes=0, in_channels=in_channels, width=32, axis_name=axis_name)
     defaults = {
-        "scales": (0.11, 0.2, 0.36, 0.6, 1.0),
-        "aspect_ratios": ((2,), (2, 3), (2, 3), (2,)),
-        "steps": (8, 16, 32, 64),
+        "scales": (0.1, 0.18, 0.3, 0.45, 0.6),
+        "aspect_ratios": ((2, 3), (2, 3), (2, 3), (2,)),
+        "steps": (4, 8, 16, 32),
         "candidates": 50,
         "max_detections": 20,
     }
     return SSD(
         backbone,
-        Maps(("c3", "c4", "c5"), (Extra(128),)),
+        Maps(("c2", "c3", "c4", "c5")),
         num_classes,
         size=128,
         axis_name=axis_name,

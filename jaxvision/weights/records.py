@@ -146,12 +146,16 @@ def _open(image: Any):
     if isinstance(image, str | Path):
         try:
             with Image.open(image) as file:
+                _refuse_deep(file)
                 return ImageOps.exif_transpose(file).convert("RGB")  # upright, as the photographer saw it
         except FileNotFoundError:
             raise
+        except ValueError as error:
+            raise ValueError(f"{image}: {error}") from error
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(f"{image} is truncated, damaged, or no image ({error})") from error
     if isinstance(image, Image.Image):
+        _refuse_deep(image)
         return image.convert("RGB")
     pixels = np.asarray(image)
     if pixels.ndim == 3 and pixels.shape[2] == 1:
@@ -162,3 +166,9 @@ def _open(image: Any):
             f"{list(pixels.shape)}; floats in 0...1 become bytes by (255 * x).round().astype('uint8')"
         )
     return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
+
+
+def _refuse_deep(picture: Any) -> None:
+    """Pillow would cut values beyond 255 off without a word."""
+    if picture.mode.startswith(("I", "F")):
+        raise ValueError(f"mode {picture.mode}: more than 8 bits a channel; scale it to 8 bits first")

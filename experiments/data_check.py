@@ -1,0 +1,53 @@
+"""List everything wrong with a data set before training on it: ``python experiments/data_check.py CONFIG [overrides]``.
+
+CONFIG is what train.py takes. Annotations are checked, and every image is read once. Exits with 1 if anything is wrong.
+"""
+
+import dataclasses
+import logging
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script from anywhere
+
+import tyro
+from tqdm import tqdm
+
+from experiments import classification, detection
+from experiments.config import Config, available
+from jaxvision.registry import model_task
+
+
+def check(source: Any) -> tuple[list[str], Counter, int]:
+    """What is wrong, the number of examples of each class, and that of images without any. Reads every image."""
+    classes, empty = Counter(), 0
+    for index in tqdm(range(len(source)), desc="read", leave=False, disable=None):
+        example = source[index]
+        if example is None:
+            continue
+        labels = [int(label) for label in example.get("labels", [example.get("label")])]
+        classes.update(source.categories[label] for label in labels)
+        empty += not labels
+    return list(getattr(source, "problems", [])), classes, empty
+
+
+def main() -> None:
+    logging.basicConfig(format="%(message)s", level=logging.ERROR)  # the problems are listed below
+    config: Config = tyro.extras.overridable_config_cli(available(), description=__doc__)
+    if hasattr(config.data, "on_error"):
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, on_error="skip"))
+    task = {"detection": detection, "classification": classification}[model_task(config.model)]
+    wrong = 0
+    for part, source in zip(("training", "validation"), task.sources(config)):
+        problems, classes, empty = check(source)
+        wrong += len(problems)
+        print(f"{part}: {len(source)} images, {empty} of them without objects, {len(problems)} problems")
+        print("\n".join(f"  - {problem}" for problem in problems), end="\n" if problems else "")
+        print("  " + ", ".join(f"{name} {classes[name]}" for name in source.categories))
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()
