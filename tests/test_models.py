@@ -16,8 +16,10 @@ from jaxvision.models.resnet import ResNet
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-def ids(rows):
-    return pytest.mark.parametrize("row", rows, ids=lambda row: row.name)
+def ids(rows, *, slow=()):
+    """slow: names of those that have a relative among the others."""
+    marked = [pytest.param(row, id=row.name, marks=pytest.mark.slow if row.name in slow else ()) for row in rows]
+    return pytest.mark.parametrize("row", marked)
 
 
 def count(params):
@@ -76,7 +78,7 @@ def test_module_is_its_own_configuration(row):
     assert model == model.clone()
 
 
-@ids([row for row in CLASSIFIERS if row.run])
+@ids([row for row in CLASSIFIERS if row.run], slow={"mnasnet0_5"})
 def test_classifier(row):
     model, images = jv.get_model(row.name, num_classes=7), inputs(row)
     variables = variables_of(model, images)
@@ -117,7 +119,10 @@ def test_jit_is_eager():
     np.testing.assert_allclose(model.apply(variables, images)[0], compiled[0], rtol=1e-4, atol=1e-5)
 
 
-@ids([row for row in ROWS if row.run])
+@ids(
+    [row for row in ROWS if row.run],
+    slow={"resnext50_32x4d", "mnasnet0_5", "ssd_small", "yolo_small", "multibox_small"},
+)
 def test_folded_batch_norm(row):
     model, images = jv.get_model(row.name, **row.options), inputs(row)
     variables = variables_of(model, images)
@@ -245,7 +250,7 @@ def test_detector(row):
     assert all(value == 0 for name, value in metrics.items() if name in ("loss_box", "loss_mask", "loss_rpn_box"))
 
 
-@ids([row for row in DETECTORS if row.run])
+@ids([row for row in DETECTORS if row.run], slow={"retinanet_small", "multibox_small"})
 def test_detection_reaches_back_to_the_pixels(row):
     model, images = jv.get_model(row.name, score_threshold=0.0, **row.options), inputs(row, batch=1)
     variables = variables_of(model, images)

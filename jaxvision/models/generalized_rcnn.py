@@ -374,7 +374,7 @@ def _resnet50_fpn_v2(num_classes, *, masks=False, frozen_norm=False, axis_name=N
 def maskrcnn_small(
     *,
     num_classes: int = 10,
-    anchor_sizes: Sequence[float] = (16, 28, 44, 64, 96),
+    anchor_sizes: Sequence[int | float] = (16, 28, 44, 64, 96),
     regions: int = 64,
     axis_name: str | None = None,
     **options,

@@ -124,7 +124,10 @@ def five_steps_alone(dtype, frozen_norm):
     return run(parallel("jit", 1, frozen_norm), itertools.islice(make_batches(), 5), dtype=dtype)
 
 
-@pytest.mark.parametrize("mode", ["jit", "pmap"])
+SLOW = pytest.mark.slow  # each mode and each dtype is in the default run, and compiling them all takes minutes
+
+
+@pytest.mark.parametrize("mode", [pytest.param("jit", marks=SLOW), "pmap"])
 def test_eight_devices_equal_one(x64, mode):
     """Batch norm, the sampled regions and the normalisers of the losses are those of the global batch.
 
@@ -135,7 +138,7 @@ def test_eight_devices_equal_one(x64, mode):
     assert_equal_runs(eight, five_steps_alone(np.float64, False), 1e-12)
 
 
-@pytest.mark.parametrize("mode", ["jit", "pmap"])
+@pytest.mark.parametrize("mode", ["jit", pytest.param("pmap", marks=SLOW)])
 def test_eight_devices_equal_one_in_float32(mode):
     """As detectors are mostly trained, batch norm frozen. The optimiser holds gradients, which may all but cancel."""
     eight = run(parallel(mode, 8, frozen_norm=True), itertools.islice(make_batches(), 5))
