@@ -193,7 +193,7 @@ def test_init_compiles():
 
 def test_bottlenecks_train():
     model, images = ResNet((1, 1, 1, 1), "bottleneck", num_classes=2, width=8), jnp.ones((2, 32, 32, 3))
-    variables = variables_of(model, images)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
     grads = quick_jit(
         jax.grad(lambda params: (model.apply({**variables, "params": params}, images)[0] * jnp.arange(2.0)[None]).sum())
     )(variables["params"])

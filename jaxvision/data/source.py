@@ -56,6 +56,11 @@ class Subset:
     def __getitem__(self, index: SupportsIndex) -> Example | None:
         return self.source[self.indices[index]]
 
+    @property
+    def problems(self) -> list[str]:
+        """What the whole source has skipped so far."""
+        return list(getattr(self.source, "problems", []))
+
     def ground_truth(self, indices: Iterable[SupportsIndex] | None = None) -> dict[str, Any]:
         """The truth of the chosen examples in COCO format; ``indices`` count inside the subset."""
         chosen = self.indices if indices is None else [self.indices[index] for index in indices]
