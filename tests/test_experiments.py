@@ -116,8 +116,8 @@ class Headed(nn.Module):
 def smoke(config, data, output):
     """The config at its smallest: one step of two small images."""
     model, options = config.model, config.model_options
-    if isinstance(data, Coco | Voc):  # the full-size model is compiled in the parity tests
-        model, options = "ssd_small" if isinstance(data, Voc) else "maskrcnn_small", {}
+    if isinstance(data, Coco | Voc):  # the full-size model is compiled in the parity tests, masks by digit_scenes
+        model, options = "ssd_small", {}
     elif not isinstance(config.data, Folders | DigitScenes):  # one ResNet is enough
         model, options = "headed", {}
     return dataclasses.replace(
@@ -130,7 +130,7 @@ def smoke(config, data, output):
 
 
 # One a task, a kind of data and a way of evaluation; what differs in the others is tested where they build.
-RUN = {"digits", "folder_resnet18", "digit_scenes_maskrcnn", "digit_scenes_multibox", "coco_overfit", "voc_ssd300"}
+RUN = {"digits", "folder_resnet18", "digit_scenes_maskrcnn", "digit_scenes_multibox", "coco_overfit"}
 
 
 @pytest.mark.parametrize("name", sorted(available()))
