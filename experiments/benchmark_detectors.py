@@ -93,16 +93,15 @@ def time_by_objects(name: str, counts: tuple[int, ...], repeats: int) -> dict[in
 
 
 def biased(name: str, variables: Any, bias: float) -> Any:
-    """The variables with this bias for class 0 in every box's logits."""
+    """The variables with this bias for class 0 in every box's logits, and its opposite for the background."""
     import jax
 
     def change(path, leaf):
         where = jax.tree_util.keystr(path, simple=True, separator="/")
         if BIAS[name] not in where or not where.endswith("bias") or "proposals" in where:
             return leaf
-        background = name != "retinanet_resnet50_fpn"  # it has a sigmoid for each class
-        classes = 90 + background
-        return leaf.reshape(-1, classes).at[:, int(background)].set(bias).reshape(-1)
+        leaf = leaf.reshape(-1, 91).at[:, 1].set(bias)  # torchvision's class 0 is the background, or unused
+        return (leaf if "retinanet" in name else leaf.at[:, 0].set(-bias)).reshape(-1)
 
     return jax.tree_util.tree_map_with_path(change, variables)
 
