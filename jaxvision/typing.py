@@ -1,4 +1,4 @@
-"""Array aliases and the two structures that every detector shares.
+"""Array aliases and the structures that detectors share.
 
 The coordinate convention, stated once for the whole library: boxes are ``xyxy`` (left, top, right, bottom), float,
 in pixels of the (padded) input image, and continuous: the image spans ``[0, w] x [0, h]``, the pixel in column ``i``
@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int, Key
 Array = jax.Array | np.ndarray
 Variables = Mapping[str, Any]  # Flax variables: {"params": ..., "batch_stats": ...}
 
-__all__ = ["Array", "Bool", "Detections", "Float", "Int", "Key", "Targets", "Variables"]
+__all__ = ["Array", "Bool", "Detections", "Float", "Int", "Key", "Regions", "Targets", "Variables"]
 
 
 class Targets(NamedTuple):
@@ -30,6 +30,14 @@ class Targets(NamedTuple):
     valid: Bool[Array, "*b n"]
     masks: Bool[Array, "*b n h w"] | None = None  # in the plane of the padded input
     keypoints: Float[Array, "*b n k 3"] | None = None  # x, y in pixels, visibility 0, 1 or 2 as in COCO
+
+
+class Regions(NamedTuple):
+    """Boxes that may hold an object, such as those of selective search, for the detectors that are given them; padded
+    to ``n`` rows with ``valid=False``."""
+
+    boxes: Float[Array, "*b n 4"]  # xyxy, pixels of the padded input
+    valid: Bool[Array, "*b n"]
 
 
 class Detections(NamedTuple):

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax.linen import initializers
 
 from jaxvision.layers.convolution import Conv, ConvTranspose, Dense, he_normal_fan_out
+from jaxvision.layers.dropout import Dropout
 from jaxvision.layers.norm import BatchNorm
 from jaxvision.typing import Array, Float, Int
 
@@ -16,12 +17,15 @@ class BoxHead(nn.Module):
 
     pool_size: side of the RoI feature map it takes. The flatten is in (channel, row, column) order, so dense weights
     carry over from torch unchanged. In training the norm sees rows of padding as it sees regions.
+    dropout: rate after each fully connected layer; axis_name: see ``layers.dropout``.
     """
 
     num_classes: int
     hidden: int = 1024
     pool_size: int = 7
     norm: BatchNorm | None = None
+    dropout: float = 0.0
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(
@@ -34,7 +38,7 @@ class BoxHead(nn.Module):
                 x = _conv_norm_relu(self, x, x.shape[-1], index, train=train)
         x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
         for name in dense:
-            x = nn.relu(Dense(self.hidden, name=name)(x))
+            x = Dropout(self.dropout, self.axis_name)(nn.relu(Dense(self.hidden, name=name)(x)), train=train)
         outputs = self.num_classes + 1
         logits = Dense(outputs, kernel_init=initializers.normal(0.01), name="cls_score")(x)
         offsets = Dense(4 * outputs, kernel_init=initializers.normal(0.001), name="bbox_pred")(x)

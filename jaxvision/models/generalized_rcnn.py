@@ -1,7 +1,8 @@
 """Two-stage detection as a composition: backbone, neck, proposals, heads.
 
-Fast R-CNN (arXiv:1504.08083), Faster R-CNN (arXiv:1506.01497) and Mask R-CNN (arXiv:1703.06870) with a feature pyramid
-(arXiv:1612.03144) are factories of one module. Variant: torchvision's, whose anchors, sampling, losses and thresholds
+Faster R-CNN (arXiv:1506.01497) and Mask R-CNN (arXiv:1703.06870) with a feature pyramid (arXiv:1612.03144) are
+factories of one module; R-CNN, Fast R-CNN and Faster R-CNN on a single map (``models.rcnn``, ``fast_rcnn``,
+``faster_rcnn_c4``) are others. Variant: torchvision's, whose anchors, sampling, losses and thresholds
 are the defaults. Deviations: the classifier's and regressor's kernels start at N(0, 0.01) and N(0, 0.001) as in
 Detectron; detection keeps the ``candidates`` best class scores of an image before NMS where torchvision keeps all above
 the threshold. Parameter counts: torchvision 0.29, built with trainable batch norm (frozen scales are parameters here).
@@ -9,7 +10,7 @@ the threshold. Parameter counts: torchvision 0.29, built with trainable batch no
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -25,7 +26,7 @@ from jaxvision.layers.rpn import RPN
 from jaxvision.models.resnet import ResNet
 from jaxvision.ops import boxes, masks, matching
 from jaxvision.registry import get_model, register
-from jaxvision.typing import Array, Bool, Detections, Float, Targets
+from jaxvision.typing import Array, Bool, Detections, Float, Regions, Targets
 
 Features = dict[str, Float[Array, "b _ _ _"]]
 
@@ -34,25 +35,37 @@ class GeneralizedRCNN(nn.Module):
     """A detector of ``box_head.num_classes`` classes; inputs are normalised images, zero padded to one size.
 
     ``image_sizes`` [b, 2] are the true (height, width) inside the padding, the whole input if None.
-    Regions are pooled by RoIAlign from pyramid levels ``roi_levels`` (finest first, strides doubling).
+    neck: makes further maps of the backbone's, none if None. proposals: finds the regions; without it every method has
+    to be given them.
+    Regions are pooled from the maps ``roi_levels`` (finest first, strides doubling): by RoIAlign, or RoIPool if
+    ``pooling="max"``, which takes a single map. context: so many cells on each side of the pooled map show what lies
+    around the region (R-CNN, arXiv:1311.2524, appendix A).
+    background_iou: regions that overlap every object less than this do not train, not even as background.
+    scores: of each class, softmax over classes and background, or "one_vs_rest", the sigmoid of its logit less the
+    background's (for R-CNN's support vector machines).
     mask_samples: at most so many positive regions an image train the mask head, all of them if None (as published).
     axis_name: a ``pmap`` axis; losses are then normalised, and regions sampled, as for the whole batch.
     """
 
     backbone: nn.Module
-    neck: nn.Module
-    proposals: RPN
-    box_head: BoxHead
+    neck: nn.Module | None
+    proposals: RPN | None
+    box_head: nn.Module
     mask_head: MaskHead | None = None
     roi_levels: tuple[str, ...] = ("p2", "p3", "p4", "p5")
     canonical_size: float = 224.0  # side of a region that is pooled from level p4
+    pooling: Literal["align", "max"] = "align"
     sampling_ratio: int = 2
+    aligned: bool = False
+    context: int = 0
     foreground_iou: float = 0.5
+    background_iou: float = 0.0
     samples: int = 512
     positive_fraction: float = 0.25
     mask_samples: int | None = None
     box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
     beta: float = 1 / 9
+    scores: Literal["softmax", "one_vs_rest"] = "softmax"
     candidates: int = 4096
     score_threshold: float = 0.05
     nms_threshold: float = 0.5
@@ -90,26 +103,37 @@ class GeneralizedRCNN(nn.Module):
         self,
         images: Float[Array, "b h w c"],
         image_sizes: Float[Array, "b 2"] | None = None,
+        regions: Regions | None = None,
         *,
         train: bool = False,
     ) -> tuple[Detections, Features]:
-        """Detections and the backbone's and neck's features."""
+        """Detections and the backbone's and neck's features.
+
+        Raises: ValueError, as all methods do, without ``regions`` if nothing proposes them, or with them if it does.
+        """
         features = self.features(images, train=train)
         sizes = sizes_or_whole(image_sizes, images)
-        rpn_logits, rpn_offsets, anchors = self._rpn(features, images.shape[1:3])
-        regions, valid = self.proposals.propose(rpn_logits, rpn_offsets, anchors, sizes)
-        return self._detections(features, images.shape[1:3], regions, valid, sizes), features
+        regions = self._given(regions, sizes)
+        if self.proposals is not None:
+            regions = Regions(*self.proposals.propose(*self._rpn(features, images.shape[1:3]), sizes))
+        return self._detections(features, images.shape[1:3], regions, sizes), features
 
-    def detect(self, images: Float[Array, "b h w c"], image_sizes: Float[Array, "b 2"] | None = None) -> Detections:
-        """The detections alone. Differentiable: boxes, scores and masks have gradients with respect to images and
-        parameters, along the choices that top-k and NMS made."""
-        return self(images, image_sizes)[0]
+    def detect(
+        self,
+        images: Float[Array, "b h w c"],
+        image_sizes: Float[Array, "b 2"] | None = None,
+        regions: Regions | None = None,
+    ) -> Detections:
+        """The detections alone. Differentiable: boxes, scores and masks have gradients with respect to images,
+        parameters and given regions, along the choices that top-k and NMS made."""
+        return self(images, image_sizes, regions)[0]
 
     def loss(
         self,
         images: Float[Array, "b h w c"],
         targets: Targets,
         image_sizes: Float[Array, "b 2"] | None = None,
+        regions: Regions | None = None,
         *,
         train: bool = False,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
@@ -122,21 +146,38 @@ class GeneralizedRCNN(nn.Module):
         targets = at_least_one(targets)
         keys = self._keys(images.shape[0])
         features = self.features(images, train=train)
-        rpn_logits, rpn_offsets, anchors = self._rpn(features, images.shape[1:3])
-        terms = self.proposals.loss(keys[:, 0], rpn_logits, rpn_offsets, anchors, targets)
-        regions = self.proposals.propose(rpn_logits, rpn_offsets, anchors, sizes, train=True)
-        regions, valid = lax.stop_gradient(regions)
-        terms |= self._roi_losses(keys[:, 1], features, images.shape[1:3], regions, valid, targets, train=train)
+        regions, terms = self._given(regions, sizes), {}
+        if self.proposals is not None:
+            predictions = self._rpn(features, images.shape[1:3])
+            terms = self.proposals.loss(keys[:, 0], *predictions, targets)
+            regions = Regions(*self.proposals.propose(*predictions, sizes, train=True))
+        regions = lax.stop_gradient(regions)
+        terms |= self._roi_losses(keys[:, 1], features, images.shape[1:3], regions, targets, train=train)
         total = sum(terms.values())
         return total, {"loss": total, **terms}
 
     def features(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Features:
         """The backbone's and the neck's maps by name."""
         features = self.backbone(images, train=train)[1]
-        return {**features, **self.neck(features, train=train)}
+        return {**features, **self.neck(features, train=train)} if self.neck is not None else features
+
+    def _given(self, regions: Regions | None, image_sizes: Float[Array, "b 2"]) -> Regions | None:
+        if (regions is None) == (self.proposals is None) and not self.is_initializing():
+            raise ValueError(
+                "this detector has no region proposal network: give it regions=Regions(boxes, valid), such as those of "
+                "jaxvision.data.selective_search"
+                if regions is None
+                else "this detector proposes its own regions, and takes none"
+            )
+        if regions is None and self.proposals is None:  # the parameters do not depend on them
+            whole = jnp.concatenate([jnp.zeros_like(image_sizes), image_sizes[:, ::-1]], axis=1)[:, None]
+            return Regions(whole, jnp.ones(whole.shape[:2], bool))
+        return regions
 
     def _rpn(self, features: Features, image_size: tuple[int, int]):
-        levels = [features[name] for name in _pyramid(features)]
+        """Logits, offsets and anchors of each level: those of the neck, or the one that regions are pooled from."""
+        names = _pyramid(features) if self.neck is not None else self.roi_levels
+        levels = [features[name] for name in names]
         return *self.proposals(levels), self.proposals.anchors(levels, image_size)
 
     def _keys(self, batch: int):
@@ -145,13 +186,18 @@ class GeneralizedRCNN(nn.Module):
         key = self.make_rng("sample")
         return jax.vmap(lambda index: jax.random.split(jax.random.fold_in(key, index)))(first + jnp.arange(batch))
 
-    def _pool(self, features: Features, image_size: tuple[int, int], regions: Float[Array, "b n 4"], size: int):
-        """RoIAlign of each region from the level that fits it, as one batch [b*n, size, size, c]."""
+    def pool(self, features: Features, image_size: tuple[int, int], regions: Float[Array, "b n 4"], size: int):
+        """Each region pooled from the level that fits it, as one batch [b*n, size, size, c]."""
         levels = [features[name] for name in self.roi_levels]
         # As torchvision infers it: the power of two nearest to the ratio of the sizes.
         octaves = [round(math.log2(image_size[0] / level.shape[1])) for level in levels]
+        if self.context:
+            regions = boxes.enlarge(regions, size / (size - 2 * self.context))
 
         def one_image(levels, regions):
+            if self.pooling == "max":
+                (level,) = levels
+                return ops.roi_pool(level, regions, size=(size, size), spatial_scale=0.5 ** octaves[0])
             which = ops.assign_levels(
                 regions, num_levels=len(levels), lowest_level=octaves[0], canonical_size=self.canonical_size
             )
@@ -162,30 +208,30 @@ class GeneralizedRCNN(nn.Module):
                 size=(size, size),
                 spatial_scales=tuple(0.5**octave for octave in octaves),
                 sampling_ratio=self.sampling_ratio,
-                aligned=False,
+                aligned=self.aligned,
             )
 
         pooled = jax.vmap(one_image)(levels, regions)
         return pooled.reshape(-1, *pooled.shape[2:])
 
-    def _roi_losses(self, keys, features, image_size, regions, valid, targets: Targets, *, train: bool):
+    def _roi_losses(self, keys, features, image_size, regions: Regions, targets: Targets, *, train: bool):
         """Losses of the heads on regions sampled around the ground truth, which itself joins the proposals."""
-        batch = regions.shape[0]
-        regions = jnp.concatenate([regions, targets.boxes], axis=1)
-        valid = jnp.concatenate([valid, targets.valid], axis=1)
+        batch = len(regions.boxes)
+        valid = jnp.concatenate([regions.valid, targets.valid], axis=1)
+        regions = jnp.concatenate([regions.boxes, targets.boxes], axis=1)
 
         def sample(key, regions, valid, truth, truth_valid):
+            overlap = boxes.pairwise(boxes.iou, truth, regions)
             match = matching.threshold_match(
-                boxes.pairwise(boxes.iou, truth, regions),
-                truth_valid,
-                high=self.foreground_iou,
-                low=self.foreground_iou,
-                allow_low_quality=False,
+                overlap, truth_valid, high=self.foreground_iou, low=self.foreground_iou, allow_low_quality=False
             )
+            background = match == matching.BACKGROUND
+            if self.background_iou > 0:
+                background &= jnp.max(jnp.where(truth_valid[:, None], overlap, 0), axis=0) >= self.background_iou
             index, positive, sampled = matching.sample(
                 key,
                 (match >= 0) & valid,
-                (match == -1) & valid,
+                background & valid,
                 size=self.samples,
                 positive_fraction=self.positive_fraction,
             )
@@ -194,7 +240,7 @@ class GeneralizedRCNN(nn.Module):
         regions, match, positive, sampled = jax.vmap(sample)(keys, regions, valid, targets.boxes, targets.valid)
         pick = jax.vmap(lambda values, index: values[index])
         truth, labels = pick(targets.boxes, match), pick(targets.labels, match)
-        pooled = self._pool(features, image_size, regions, self.box_head.pool_size)
+        pooled = self.pool(features, image_size, regions, self.box_head.pool_size)
         logits, offsets = self.box_head(pooled, train=train)
         logits, offsets = (values.reshape(batch, self.samples, *values.shape[1:]) for values in (logits, offsets))
         classes = jnp.where(positive, labels + 1, 0)  # background is class 0 inside the head
@@ -227,21 +273,25 @@ class GeneralizedRCNN(nn.Module):
         size = self.mask_head.mask_size
         crop = jax.vmap(lambda truth, regions, match: masks.crop(truth, regions, match, size=size))
         wanted = crop(targets.masks, regions, match).reshape(-1, size, size)
-        pooled = self._pool(features, image_size, regions, self.mask_head.pool_size)
+        pooled = self.pool(features, image_size, regions, self.mask_head.pool_size)
         logits = self.mask_head(pooled, labels.reshape(-1) + 1, train=train)
         error = losses.binary_cross_entropy(logits, wanted).mean((1, 2))
         return losses.weighted_mean(error, positive.reshape(-1), axis_name=self.axis_name)
 
-    def _detections(self, features, image_size, regions, valid, image_sizes) -> Detections:
+    def _detections(self, features, image_size, regions: Regions, image_sizes) -> Detections:
         """Class and refine the regions, choose the best, and give each its mask."""
-        batch, count = valid.shape
-        logits, offsets = self.box_head(self._pool(features, image_size, regions, self.box_head.pool_size))
-        scores = jax.nn.softmax(logits)[:, 1:].reshape(batch, count, -1)
+        batch, count = regions.valid.shape
+        logits, offsets = self.box_head(self.pool(features, image_size, regions.boxes, self.box_head.pool_size))
+        if self.scores == "softmax":
+            scores = jax.nn.softmax(logits)[:, 1:]
+        else:
+            scores = jax.nn.sigmoid(logits[:, 1:] - logits[:, :1])
+        scores = scores.reshape(batch, count, -1)
         offsets = offsets[:, 1:].reshape(*scores.shape, 4)
-        detections = jax.vmap(self._choose)(scores, offsets, regions, valid, image_sizes)
+        detections = jax.vmap(self._choose)(scores, offsets, *regions, image_sizes)
         if self.mask_head is None:
             return detections
-        pooled = self._pool(features, image_size, detections.boxes, self.mask_head.pool_size)
+        pooled = self.pool(features, image_size, detections.boxes, self.mask_head.pool_size)
         probability = jax.nn.sigmoid(self.mask_head(pooled, detections.labels.reshape(-1) + 1))
         probability = probability.reshape(*detections.labels.shape, *probability.shape[1:])
         return detections._replace(masks=jnp.where(detections.valid[..., None, None], probability, 0))

@@ -64,6 +64,12 @@ def clip(
     return jnp.stack([across(left), down(top), across(right), down(bottom)], axis=-1)
 
 
+def enlarge(boxes: Float[Array, "*b 4"], factor: Number) -> Float[Array, "*b 4"]:
+    """Boxes with sides ``factor`` times as long around the same centres. Gradients: with respect to the boxes."""
+    x, y, width, height = _columns(xyxy_to_cxcywh(boxes))
+    return cxcywh_to_xyxy(jnp.stack([x, y, factor * width, factor * height], axis=-1))
+
+
 def iou(a: Float[Array, "*b 4"], b: Float[Array, "*b 4"]) -> Float[Array, "*b"]:
     """Intersection over union, in [0, 1]; zero where both boxes are empty.
 
