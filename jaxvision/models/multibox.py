@@ -152,9 +152,9 @@ class MultiBox(nn.Module):
         for number, width in enumerate(self.hidden, start=1):
             x = nn.relu(Dense(width, kernel_init=initializers.he_normal(), name=f"fc{number}")(x))
             x = Dropout(self.dropout, self.axis_name)(x, train=train)
-        small = initializers.normal(0.01)
-        residuals = Dense(4 * len(self.priors), kernel_init=small, name="residuals")(x)
-        logits = Dense(len(self.priors), kernel_init=small, name="confidences")(x)
+        # At the start the boxes are nearly the priors: residuals are a few hundredths of the image's side.
+        residuals = Dense(4 * len(self.priors), kernel_init=initializers.normal(1e-3), name="residuals")(x)
+        logits = Dense(len(self.priors), kernel_init=initializers.normal(0.01), name="confidences")(x)
         precise = jnp.promote_types(x.dtype, jnp.float32)
         residuals = residuals.astype(precise).reshape(len(x), -1, 4)
         return jnp.asarray(self.priors, precise)[None] + residuals, logits.astype(precise)
