@@ -79,6 +79,19 @@ class Folders:
 
 
 @dataclasses.dataclass(frozen=True)
+class SelectiveSearch:
+    """Regions for the detectors that are given them (jaxvision.data.selective_search)."""
+
+    max_regions: int = 0
+    """Regions an image at most; 0 is for detectors that propose their own."""
+    mode: Literal["fast", "quality"] = "fast"
+    min_side: int = 0
+    """Leave out regions with a shorter side, in pixels."""
+    directory: Path | None = None
+    """Where the regions found are kept, $JAXVISION_DATASETS/regions or ./datasets/regions by default."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Augmentation:
     """Random changes to training examples; 0 or (1, 1) leaves a part out."""
 
@@ -157,6 +170,7 @@ class Config:
     """Classifiers validate on the middle of the image, this share of its shorter side: 0.875 for 224 pixels of 256."""
     max_objects: int = 100
     """Objects an image at most; of more the largest stay, and the number dropped is logged."""
+    selective_search: SelectiveSearch = SelectiveSearch()
     augmentation: Augmentation = Augmentation()
     label_smoothing: float = 0.0
     """Share of the uniform distribution in the labels of classifiers."""
@@ -210,7 +224,8 @@ def from_json(values: dict[str, Any]) -> Any:
     Raises: ValueError naming a class or field that this version does not know.
     """
     values = dict(values)
-    parts = (Config, DigitScenes, Digits, DigitCrops, Tfds, Coco, Voc, Folders, Augmentation, Optimizer, Distributed)
+    sets = (DigitScenes, Digits, DigitCrops, Tfds, Coco, Voc, Folders)
+    parts = (Config, *sets, SelectiveSearch, Augmentation, Optimizer, Distributed)
     kinds = {kind.__name__: kind for kind in parts}
     kind = kinds.get(values.pop("type", None))
     if kind is None:

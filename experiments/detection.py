@@ -2,7 +2,10 @@
 ``predict.py``."""
 
 import functools
+import hashlib
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -17,7 +20,23 @@ from jaxvision.typing import Variables
 
 
 def sources(config: Config) -> tuple[Any, Any]:
-    """The training and the validation source."""
+    """The training and the validation source, with regions if the config wants any."""
+    train, val = annotated(config)
+    wanted = config.selective_search
+    if not wanted.max_regions:
+        return train, val
+    folder = wanted.directory or Path(os.environ.get("JAXVISION_DATASETS") or "datasets").expanduser() / "regions"
+    # A file of regions belongs to these images and settings.
+    settings = f"{config.data}-{wanted.max_regions}-{wanted.mode}-{wanted.min_side}".encode()
+    name = f"{type(config.data).__name__}-{hashlib.sha256(settings).hexdigest()[:12]}"
+    options = dict(mode=wanted.mode, max_regions=wanted.max_regions, min_side=wanted.min_side)
+    return tuple(
+        data.with_selective_search(source, folder / f"{name}-{part}.npz", **options)
+        for part, source in (("train", train), ("val", val))
+    )
+
+
+def annotated(config: Config) -> tuple[Any, Any]:
     match config.data:
         case DigitScenes(directory):
             return data.load_digit_scenes("train", data_dir=directory), data.load_digit_scenes(
@@ -55,6 +74,7 @@ def train_batches(config: Config, source: Any) -> Any:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         with_masks="mask" in config.model,
+        max_regions=config.selective_search.max_regions,
         workers=config.workers,
     )
 
@@ -73,6 +93,7 @@ def validation_batches(config: Config, source: Any) -> Any:
         repeat=False,
         transforms=transforms(config, train=False),
         with_masks="mask" in config.model,
+        max_regions=config.selective_search.max_regions,
     )
 
 
@@ -85,6 +106,7 @@ def loss_of(config: Config, model: nn.Module) -> Callable:
             batch["images"],
             batch["targets"],
             batch["image_sizes"],
+            **given(batch),
             train=True,
             method="loss",
             rngs={"sample": key},
@@ -95,10 +117,19 @@ def loss_of(config: Config, model: nn.Module) -> Callable:
     return loss_fn
 
 
+def given(batch: dict[str, Any]) -> dict[str, Any]:
+    """What a detector takes besides images, if it is given its regions."""
+    return {"regions": batch["regions"]} if "regions" in batch else {}
+
+
 @functools.cache
 def detector(model: nn.Module) -> Callable:
-    """``detect(variables, images, image_sizes)``, compiled once a model and shape."""
-    return jax.jit(lambda variables, images, sizes: model.apply(variables, images, sizes, method="detect"))
+    """``detect(variables, batch)``, compiled once a model and shape."""
+
+    def detect(variables, batch):
+        return model.apply(variables, batch["images"], batch["image_sizes"], **given(batch), method="detect")
+
+    return jax.jit(detect)
 
 
 def evaluator(config: Config, model: nn.Module, source: Any) -> Callable[..., dict[str, float]]:
@@ -110,6 +141,7 @@ def evaluator(config: Config, model: nn.Module, source: Any) -> Callable[..., di
             batch["images"],
             batch["targets"],
             batch["image_sizes"],
+            **given(batch),
             method="loss",
             rngs={"sample": jax.random.key(0)},
         )[1]
@@ -120,7 +152,7 @@ def evaluator(config: Config, model: nn.Module, source: Any) -> Callable[..., di
         results, terms, weights = [], [], []
         batches = validation_batches(config, part)
         for batch in tqdm(batches, desc="evaluate", leave=False, disable=None):
-            found = jax.device_get(detect(variables, batch["images"], batch["image_sizes"]))
+            found = jax.device_get(detect(variables, batch))
             results += evaluate.to_results(
                 found,
                 image_ids=batch["image_ids"],
@@ -159,7 +191,7 @@ def pictures(
     names = ("object",) if getattr(model, "class_agnostic", False) else source.categories
     part = data.Subset(source, range(min(count, len(source))))
     for batch in validation_batches(config, part):
-        found = jax.device_get(detect(variables, batch["images"], batch["image_sizes"]))
+        found = jax.device_get(detect(variables, batch))
         for row in np.flatnonzero(batch["valid"]):
             height, width = (int(side) for side in batch["image_sizes"][row])
             image = np.asarray(batch["images"][row][:height, :width]) * np.array(config.std) + np.array(config.mean)

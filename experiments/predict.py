@@ -22,7 +22,7 @@ from PIL import Image
 
 import jaxvision as jv
 from experiments.augmentation import transforms
-from experiments.config import Config, use_compilation_cache
+from experiments.config import Config, SelectiveSearch, use_compilation_cache
 from experiments.evaluate import load_run
 from jaxvision import data, visualize
 from jaxvision.data.images import read_image
@@ -58,15 +58,16 @@ def main() -> None:
         sys.exit("name at least one image, for example skimage:coffee")
     if options.run is not None:
         config, model, variables, categories = load_run(options.run)
-        task, preprocess = model_task(config.model), preprocessing_of(config)
+        task, preprocess, search = model_task(config.model), preprocessing_of(config), config.selective_search
     else:
         is_file = Path(options.weights).suffix != ""
         record = jv.get_record(options.model, "DEFAULT" if is_file else options.weights)
         model = jv.get_model(options.model, **record.model_options)
         variables = jv.load_weights(model, Path(options.weights) if is_file else record)
         task, categories, preprocess = model_task(options.model), record.categories, record.preprocessing
+        search = SelectiveSearch()
     options.output.mkdir(parents=True, exist_ok=True)
-    predict = {"classification": classify, "detection": detect}[task]
+    predict = {"classification": classify, "detection": functools.partial(detect, search)}[task]
     for name, path in zip(options.images, unique_paths(options.images, options.output)):
         image = read(name)
         lines, picture = predict(model, variables, preprocess, categories, image, options)
@@ -89,10 +90,16 @@ def classify(model, variables, preprocess, categories, image, options) -> tuple[
     return lines, visualize.draw_classes(image, probabilities, names=categories, top=options.top)
 
 
-def detect(model, variables, preprocess, categories, image, options) -> tuple[list[str], np.ndarray]:
+def detect(
+    search: SelectiveSearch, model, variables, preprocess, categories, image, options
+) -> tuple[list[str], np.ndarray]:
     """The objects found, in pixels of the original image, as lines and as a picture."""
+    regions = None
+    if search.max_regions:
+        wanted = dict(mode=search.mode, max_regions=search.max_regions, min_side=search.min_side)
+        regions = [data.selective_search(image, **wanted)]
     (found,) = jv.predict(
-        model, variables, [image], preprocessing=preprocess, batch_size=1, min_score=options.min_score
+        model, variables, [image], preprocessing=preprocess, regions=regions, batch_size=1, min_score=options.min_score
     )
     lines = [
         f"{score:7.4f}  {categories[label]:16s} " + " ".join(f"{side:7.1f}" for side in box)

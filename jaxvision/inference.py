@@ -2,7 +2,7 @@
 
 A ``Detect`` is any function (variables, images [b, h, w, c], image_sizes [b, 2]) -> Detections: ``detect_with(model)``,
 or one that ``flipped_and_scaled`` or ``tiled`` made of another. They are pure, so they compose, and ``jax.jit`` takes
-them whole.
+them whole. Detectors that are given their regions take those as a fourth argument.
 """
 
 import functools
@@ -15,17 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxvision import ops
-from jaxvision.typing import Array, Bool, Detections, Float, Variables
+from jaxvision.typing import Array, Bool, Detections, Float, Regions, Variables
 
 __all__ = ["Detect", "detect_with", "flipped_and_scaled", "predict", "tiled"]
 
-Detect = Callable[[Variables, Float[Array, "b h w c"], Float[Array, "b 2"]], Detections]
+Detect = Callable[..., Detections]
 
 
 @functools.cache
 def detect_with(model: nn.Module) -> Detect:
     """The model's own detections; compiled once a shape, however often it is asked for."""
-    return jax.jit(lambda variables, images, sizes: model.apply(variables, images, sizes, method="detect"))
+    return jax.jit(lambda variables, *inputs: model.apply(variables, *inputs, method="detect"))
 
 
 def predict(
@@ -34,6 +34,7 @@ def predict(
     images: Sequence[Any],
     *,
     preprocessing: Callable[[Any], Float[np.ndarray, "_ _ c"]],
+    regions: Sequence[Float[np.ndarray, "_ 4"]] | None = None,
     batch_size: int = 4,
     bucket: int | None = None,
     min_score: int | float = 0.0,
@@ -44,12 +45,18 @@ def predict(
     (``get_record(...).preprocessing``) or of a run. It makes normalised images, which are padded with zeros to
     multiples of ``bucket`` pixels, so that few shapes compile: by default of the network's own input size, or of 128 if
     it takes any. A batch is filled up with zeros. Photographs are turned upright by their EXIF tag before.
+    regions: for a detector that is given them, the boxes of each image in its own pixels (``data.selective_search``);
+    they are padded to a multiple of 64.
     Raises: what ``preprocessing`` raises, with the image's place in the list.
     """
     detect = detect_with(model) if isinstance(model, nn.Module) else model
     bucket = bucket or getattr(model, "init_size", 128)
     prepared = [_prepared(index, image, preprocessing) for index, image in enumerate(images)]
     shapes = [_padded_shape(pixels.shape, bucket) for pixels, _ in prepared]
+    if regions is not None:
+        if len(regions) != len(prepared):
+            raise ValueError(f"{len(prepared)} images, but regions for {len(regions)}")
+        room = _multiple(max(map(len, regions), default=1), 64)
     found: dict[int, Detections] = {}
     for shape in dict.fromkeys(shapes):
         members = [index for index, other in enumerate(shapes) if other == shape]
@@ -60,7 +67,10 @@ def predict(
                 pixels, _ = prepared[index]
                 batch[row, : pixels.shape[0], : pixels.shape[1]] = pixels
                 sizes[row] = pixels.shape[:2]
-            together = jax.device_get(detect(variables, batch, sizes))
+            inputs = [batch, sizes]
+            if regions is not None:
+                inputs.append(_padded_regions([regions[index] for index in rows], rows, prepared, (batch_size, room)))
+            together = jax.device_get(detect(variables, *inputs))
             for row, index in enumerate(rows):
                 pixels, original = prepared[index]
                 one = jax.tree.map(lambda leaf, row=row: leaf[row], together)
@@ -190,6 +200,16 @@ def _prepared(index: int, image: Any, preprocessing: Callable) -> tuple[np.ndarr
         return np.asarray(preprocessing(image), np.float32), original
     except (OSError, ValueError) as error:
         raise ValueError(f"image {index} of the list: {error}") from error
+
+
+def _padded_regions(regions, rows, prepared, shape: tuple[int, int]) -> Regions:
+    """The regions of a batch in the pixels of the network's images."""
+    boxes, valid = np.zeros((*shape, 4), np.float32), np.zeros(shape, bool)
+    for row, (index, own) in enumerate(zip(rows, regions)):
+        pixels, original = prepared[index]
+        scale = np.array([pixels.shape[1] / original[1], pixels.shape[0] / original[0]] * 2, np.float32)
+        boxes[row, : len(own)], valid[row, : len(own)] = own * scale, True
+    return Regions(boxes, valid)
 
 
 def _padded_shape(shape: tuple[int, ...], bucket: int) -> tuple[int, ...]:

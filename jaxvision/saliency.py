@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxvision import ops
-from jaxvision.typing import Array, Detections, Float, Key, Variables
+from jaxvision.typing import Array, Detections, Float, Key, Regions, Variables
 
 __all__ = ["explain", "score_of"]
 
@@ -21,6 +21,7 @@ def explain(
     detection: Detections,
     *,
     method: str = "gradient",
+    regions: Regions | None = None,
     key: Key[Array, ""] | None = None,
     samples: int = 16,
     noise: float = 0.1,
@@ -28,7 +29,8 @@ def explain(
     """How much each pixel matters for the score of a detection; at least 0, and 1 at most.
 
     image: normalised, as the model takes it. detection: one row of what the model found in it, such as
-    ``jax.tree.map(lambda leaf: leaf[0, i], found)``.
+    ``jax.tree.map(lambda leaf: leaf[0, i], found)``. regions: of this image (boxes [n, 4]), for a detector that is
+    given them.
     gradient: the length of the score's gradient at each pixel (arXiv:1312.6034). smoothgrad: that of the mean gradient
     over ``samples`` images with Gaussian noise, of ``noise`` times the image's range (arXiv:1706.03825); takes ``key``.
     gradcam: the model's feature maps, each channel weighted by its mean gradient, positive parts, enlarged to the image
@@ -36,26 +38,35 @@ def explain(
     Raises: ValueError for an unknown method, or smoothgrad without a key.
     """
     if method == "gradient":
-        importance = jnp.linalg.norm(jax.grad(score_of, 2)(model, variables, image, detection), axis=-1)
+        importance = jnp.linalg.norm(jax.grad(score_of, 2)(model, variables, image, detection, regions), axis=-1)
     elif method == "smoothgrad":
         if key is None:
             raise ValueError("smoothgrad adds noise: give it a key, such as jax.random.key(0)")
         noisy = noise * (image.max() - image.min()) * jax.random.normal(key, (samples, *image.shape), image.dtype)
-        gradients = lax.map(lambda eps: jax.grad(score_of, 2)(model, variables, image + eps, detection), noisy)
+        gradient = jax.grad(lambda image: score_of(model, variables, image, detection, regions))
+        gradients = lax.map(lambda eps: gradient(image + eps), noisy)
         importance = jnp.linalg.norm(gradients.mean(0), axis=-1)
     elif method == "gradcam":
-        importance = _grad_cam(model, variables, image, detection)
+        importance = _grad_cam(model, variables, image, detection, regions)
     else:
         raise ValueError(f"method={method!r}; there are 'gradient', 'smoothgrad' and 'gradcam'")
     return importance / jnp.maximum(importance.max(), jnp.finfo(importance.dtype).tiny)
 
 
 def score_of(
-    model: nn.Module, variables: Variables, image: Float[Array, "h w c"], detection: Detections
+    model: nn.Module,
+    variables: Variables,
+    image: Float[Array, "h w c"],
+    detection: Detections,
+    regions: Regions | None = None,
 ) -> Float[Array, ""]:
     """The score that the model gives this detection in a changed image: that of the one of its class which overlaps it
     most, or 0 if none does. Differentiable with respect to image and variables."""
-    return _score(model.apply(variables, image[None], method="detect"), detection)
+    return _score(model.apply(variables, image[None], **_batched(regions), method="detect"), detection)
+
+
+def _batched(regions: Regions | None) -> dict[str, Regions]:
+    return {} if regions is None else {"regions": jax.tree.map(lambda leaf: leaf[None], regions)}
 
 
 def _score(found: Detections, detection: Detections) -> Float[Array, ""]:
@@ -65,7 +76,7 @@ def _score(found: Detections, detection: Detections) -> Float[Array, ""]:
     return jnp.where(overlap[best] > 0, found.scores[0, best], 0)
 
 
-def _grad_cam(model, variables, image, detection):
+def _grad_cam(model, variables, image, detection, regions):
     def maps_plus(offsets):
         """An interceptor of the model's ``features`` that adds to the maps, so that there is something to derive by."""
 
@@ -79,10 +90,10 @@ def _grad_cam(model, variables, image, detection):
 
     def score(offsets):
         with maps_plus(offsets):
-            found, features = model.apply(variables, image[None])
+            found, features = model.apply(variables, image[None], **_batched(regions))
         return _score(found, detection), features
 
-    shapes = jax.eval_shape(lambda: model.apply(variables, image[None])[1])
+    shapes = jax.eval_shape(lambda: model.apply(variables, image[None], **_batched(regions))[1])
     zeros = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
     gradients, features = jax.grad(score, has_aux=True)(zeros)
     cams = [_cam(features[name][0], gradients[name][0], image.shape[:2]) for name in zeros]

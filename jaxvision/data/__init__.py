@@ -18,6 +18,7 @@ ROOMS = {
     "Source": "source",
     "Subset": "source",
     "VocDetection": "voc",
+    "WithRegions": "regions",
     "central_crop": "transforms",
     "classification_batches": "pipeline",
     "colour_jitter": "transforms",
@@ -30,6 +31,8 @@ ROOMS = {
     "random_resized_crop": "transforms",
     "resize": "transforms",
     "scale_jitter": "transforms",
+    "selective_search": "regions",
+    "with_selective_search": "regions",
 }
 
 __all__ = list(ROOMS)

@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxvision.data.source import DetectionSource, Example, Source
 from jaxvision.data.transforms import central_crop, resize
-from jaxvision.typing import Targets
+from jaxvision.typing import Regions, Targets
 
 __all__ = ["Batches", "classification_batches", "detection_batches"]
 
@@ -128,6 +128,7 @@ def detection_batches(
     drop_remainder: bool = False,
     with_masks: bool = True,
     num_keypoints: int = 0,
+    max_regions: int = 0,
     workers: int = 2,
 ) -> Batches:
     """Batches of images and ``Targets``, padded at the right and bottom to ``image_size`` and to ``max_objects``.
@@ -135,7 +136,8 @@ def detection_batches(
     A batch holds ``images`` float32 [b, H, W, 3] (``(x / 255 - mean) / std``, zero in the padding), ``image_sizes``
     and ``original_sizes`` float32 [b, 2] ((h, w) inside the padding and before the transforms), ``image_ids`` int32
     [b], ``valid`` bool [b] and ``targets``.  Images that do not fit are shrunk.  Crowd regions and boxes without area
-    never become targets; of more than ``max_objects`` the largest stay.
+    never become targets; of more than ``max_objects`` the largest stay.  With ``max_regions`` there are also
+    ``regions``, those of the source's examples (``with_selective_search``), of which the first so many stay.
 
     ``batch_size`` counts this process's rows: each process reads its own, and all of them, in the order of the
     processes, are the batch of one process that reads everything (as long as no unreadable example is passed over).
@@ -165,6 +167,7 @@ def detection_batches(
             "targets": pad_targets(
                 example, image_size, max_objects, with_masks=with_masks, num_keypoints=num_keypoints, dropped=dropped
             ),
+            **({"regions": pad_regions(example, max_regions)} if max_regions else {}),
         }
 
     empty = {
@@ -180,6 +183,7 @@ def detection_batches(
             masks=np.zeros((max_objects, height, width), bool) if with_masks else None,
             keypoints=np.zeros((max_objects, num_keypoints, 3), np.float32) if num_keypoints else None,
         ),
+        **({"regions": pad_regions({"regions": np.zeros((0, 4))}, max_regions)} if max_regions else {}),
     }
     return batches(
         source,
@@ -322,6 +326,19 @@ def cover(example: Example, image_size: tuple[int, int]) -> Example:
     factor = max(height / h, width / w)
     h, w = max(height, round(h * factor)), max(width, round(w * factor))
     return central_crop(resize(example, size=(h, w)), size=image_size)
+
+
+def pad_regions(example: Example, max_regions: int) -> Regions:
+    """The first ``max_regions`` regions of an example."""
+    if "regions" not in example:
+        raise ValueError(
+            f"regions were asked for, but image {example['image_id']} of this source has none: "
+            "give it some with jaxvision.data.with_selective_search"
+        )
+    kept = example["regions"][:max_regions]
+    boxes = np.zeros((max_regions, 4), np.float32)
+    boxes[: len(kept)] = kept
+    return Regions(boxes, np.arange(max_regions) < len(kept))
 
 
 def pad_targets(

@@ -1,9 +1,9 @@
 """Pure transforms of examples on the host: ``key`` first, options by keyword, the input is never changed.
 
 A key is whatever ``numpy.random.default_rng`` takes (an int, a tuple of ints, the data of a jax key).  Image, boxes,
-masks, semantic map and keypoints move together, in continuous coordinates: the pixel in column i covers [i, i + 1]
-and has its centre at i + 0.5.  Images are resampled bilinearly with antialias (pillow), masks and semantic maps take
-the pixel below each output pixel's centre.
+regions, masks, semantic map and keypoints move together, in continuous coordinates: the pixel in column i covers
+[i, i + 1] and has its centre at i + 0.5.  Images are resampled bilinearly with antialias (pillow), masks and semantic
+maps take the pixel below each output pixel's centre.
 """
 
 from collections.abc import Sequence
@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 PLANES = ("masks", "semantic")  # moved like the image, values kept
+BOXES = ("boxes", "regions")
 
 
 def flip_horizontal(
@@ -42,9 +43,10 @@ def flip_horizontal(
     for name in PLANES:
         if name in example:
             flipped[name] = example[name][..., ::-1]
-    if "boxes" in example:
-        left, top, right, bottom = example["boxes"].T
-        flipped["boxes"] = np.stack([width - right, top, width - left, bottom], axis=-1)
+    for name in BOXES:
+        if name in example:
+            left, top, right, bottom = example[name].T
+            flipped[name] = np.stack([width - right, top, width - left, bottom], axis=-1)
     if "keypoints" in example:
         points = example["keypoints"].copy()
         points[..., 0] = np.where(points[..., 2] > 0, width - points[..., 0], points[..., 0])
@@ -85,8 +87,9 @@ def resize(
         if name in example:
             resized[name] = example[name][..., rows[:, None], columns]
     factor = np.array([size[1] / width, size[0] / height], np.float32)
-    if "boxes" in example:
-        resized["boxes"] = example["boxes"] * np.tile(factor, 2)
+    for name in BOXES:
+        if name in example:
+            resized[name] = example[name] * np.tile(factor, 2)
     if "keypoints" in example:
         points = example["keypoints"]
         resized["keypoints"] = np.concatenate([points[..., :2] * factor, points[..., 2:]], axis=-1)
@@ -177,19 +180,26 @@ def crop(example: Example, *, top: int, left: int, size: tuple[int, int]) -> Exa
         return cropped
     origin = np.array([left, top], np.float32)
     limit = np.array([size[1], size[0]] * 2, np.float32)
-    boxes = np.clip(example["boxes"] - np.tile(origin, 2), 0, limit)
-    cropped["boxes"] = boxes
+    for name in BOXES:
+        if name in example:
+            cropped[name] = np.clip(example[name] - np.tile(origin, 2), 0, limit)
     if "keypoints" in example:
         points, flags = example["keypoints"][..., :2] - origin, example["keypoints"][..., 2:]
         seen = (flags > 0) & ((points >= 0) & (points <= limit[:2])).all(-1, keepdims=True)
         cropped["keypoints"] = np.where(seen, np.concatenate([points, flags], axis=-1), np.float32(0))
-    left_over = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    left_over = has_area(cropped["boxes"])
+    if "regions" in cropped:
+        cropped["regions"] = cropped["regions"][has_area(cropped["regions"])]
     if "masks" in example:
         left_over &= cropped["masks"].any((1, 2))
     for name in ("boxes", "labels", "iscrowd", "masks", "keypoints"):
         if name in cropped:
             cropped[name] = cropped[name][left_over]
     return cropped
+
+
+def has_area(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[:, 2:] > boxes[:, :2]).all(1)
 
 
 def colour_jitter(

@@ -6,10 +6,10 @@ with 16 pixels of what lies around it (appendix A), and the head is a whole clas
 of one sample a pixel, so it is differentiable, to the pixels and to the boxes. Outside the image lie zeros, the mean.
 
 Training is the paper's: first the network by a softmax over classes and background (section 2.3), which is ``loss``;
-then a linear support vector machine a class and a ridge regression of boxes on the fixed features (appendices B and C),
-which ``experiments/rcnn_svm.py`` fits and puts in place of the last layers. Deviations: ``loss`` trains the boxes' layer
-together with the network, so that the detector is complete without the second step; regions are sampled in each image
-instead of over a batch; scores of the machines pass through a sigmoid, which keeps their order.
+then a linear support vector machine a class and a ridge regression of boxes on the fixed features (appendices B, C),
+which ``experiments/rcnn_svm.py`` fits and puts in place of the last layers. Deviations: ``loss`` trains the layer of
+the boxes together with the network, so that the detector is complete without the second step; regions are sampled in
+each image instead of over a batch; scores of the machines pass through a sigmoid, which keeps their order.
 Parameter count: AlexNet's layers but its last, and the outputs at VOC's 20 classes.
 """
 
