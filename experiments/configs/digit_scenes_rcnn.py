@@ -16,13 +16,13 @@ def config() -> Config:
         max_objects=6,
         selective_search=SelectiveSearch(max_regions=400, min_side=6),
         augmentation=Augmentation(flip=0.0),  # a mirrored 2 is not a 2
-        batch_size=8,
-        steps=2400,
+        batch_size=4,
+        steps=3000,
         optimizer=Optimizer(name="adamw", learning_rate=2e-3, weight_decay=0.02, clip_norm=10.0),
-        eval_every=1200,
+        eval_every=1500,
         eval_images=100,
-        eval_batch_size=20,
+        eval_batch_size=10,
         best_metric="bbox/AP",
-        checkpoint_every=400,
+        checkpoint_every=500,
         output=Path("runs/digit_scenes_rcnn"),
     )

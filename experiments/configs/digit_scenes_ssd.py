@@ -14,11 +14,11 @@ def config() -> Config:
         model="ssd_small",
         image_size=(128, 128),
         max_objects=6,
-        augmentation=Augmentation(flip=0.0),  # a mirrored 2 is not a 2
-        batch_size=8,
-        steps=3000,
-        optimizer=Optimizer(name="adamw", learning_rate=2e-3, weight_decay=0.02, clip_norm=10.0),
-        eval_every=1000,
+        augmentation=Augmentation(flip=0.0, scale=(0.8, 1.3)),  # a mirrored 2 is not a 2
+        batch_size=16,
+        steps=2500,
+        optimizer=Optimizer(name="adamw", learning_rate=3e-3, weight_decay=0.02, clip_norm=10.0),
+        eval_every=1250,
         eval_images=100,
         eval_batch_size=20,
         best_metric="bbox/AP",

@@ -16,9 +16,9 @@ def config() -> Config:
         max_objects=6,
         augmentation=Augmentation(flip=0.0, scale=(0.8, 1.3)),  # a mirrored 2 is not a 2
         batch_size=16,
-        steps=5000,
+        steps=4000,
         optimizer=Optimizer(name="adamw", learning_rate=3e-3, weight_decay=0.02, clip_norm=20.0),
-        eval_every=1250,
+        eval_every=2000,
         eval_images=100,
         eval_batch_size=50,
         best_metric="bbox/AP50",

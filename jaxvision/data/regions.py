@@ -7,7 +7,7 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 from tqdm import tqdm
@@ -20,7 +20,7 @@ FAST = dict(base_k=50, inc_k=50, sigma=0.8)  # R-CNN's thresholds, which OpenCV'
 
 
 def selective_search(
-    image: np.ndarray, *, mode: Literal["fast", "quality"] = "fast", max_regions: int = 2000, min_side: int = 0
+    image: np.ndarray, *, mode: str = "fast", max_regions: int = 2000, min_side: int = 0
 ) -> np.ndarray:
     """Boxes float32 [n, 4], xyxy in pixels, of the image's segments and of what they merge into; each box once.
 
@@ -77,7 +77,7 @@ def with_selective_search(
     source: DetectionSource,
     cache: str | os.PathLike,
     *,
-    mode: Literal["fast", "quality"] = "fast",
+    mode: str = "fast",
     max_regions: int = 2000,
     min_side: int = 0,
 ) -> WithRegions:

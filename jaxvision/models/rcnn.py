@@ -80,7 +80,7 @@ class RegionNetwork(nn.Module):
 
 def region_codes(
     model: GeneralizedRCNN, variables: Variables, images: Float[Array, "b h w c"], regions: Regions
-) -> tuple[Float[Array, "b n h"], Float[Array, "b n d"]]:
+) -> tuple[Float[Array, "b n code"], Float[Array, "b n map"]]:
     """``RegionNetwork.codes`` of the regions of each image."""
 
     def codes(model):
@@ -129,9 +129,9 @@ def rcnn_alexnet(
 def rcnn_small(
     *, num_classes: int = 10, in_channels: int = 3, axis_name: str | None = None, **options
 ) -> GeneralizedRCNN:
-    """An R-CNN that trains from scratch on two CPU cores in minutes: regions of 48 pixels with 4 of context, a narrow
+    """An R-CNN that trains from scratch on two CPU cores in minutes: regions of 32 pixels with 3 of context, a narrow
     ResNet."""
     network = ResNet((1, 1, 1, 1), "basic", num_classes=0, in_channels=in_channels, width=32, axis_name=axis_name)
-    head = RegionNetwork(network, num_classes, hidden=256, pool_size=48, axis_name=axis_name)
-    defaults = {"context": 4, "max_detections": 20, "candidates": 400}
+    head = RegionNetwork(network, num_classes, hidden=256, pool_size=32, axis_name=axis_name)
+    defaults = {"context": 3, "samples": 32, "max_detections": 20, "candidates": 400}
     return _rcnn(head, in_channels=in_channels, axis_name=axis_name, **(defaults | options))

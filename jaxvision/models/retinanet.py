@@ -281,5 +281,6 @@ def retinanet_small(*, num_classes: int = 10, axis_name: str | None = None, **op
     The defaults suit 128-pixel images with objects of 10 to 64 pixels.
     """
     backbone = ResNet((2, 2, 2, 1), "basic", num_classes=0, width=32, axis_name=axis_name)
-    defaults = {"channels": 64, "smallest": 16, "num_convs": 2, "max_detections": 20, "candidates": 200}
+    defaults = {"channels": 64, "smallest": 16, "num_convs": 2, "groups": 8, "box_loss": "giou"}
+    defaults |= {"max_detections": 20, "candidates": 200}
     return retinanet_fpn(backbone, num_classes=num_classes, **(defaults | options))

@@ -1,0 +1,103 @@
+"""Selective search, and regions on their way from a source to a batch."""
+
+import numpy as np
+import pytest
+
+from jaxvision import data
+
+
+class Squares:
+    """Three images of a bright square on dark ground; the second cannot be read."""
+
+    categories, category_ids = ("square",), (1,)
+    corners = ((10, 12), None, (30, 5))
+
+    def __len__(self):
+        return len(self.corners)
+
+    def __getitem__(self, index):
+        if self.corners[index] is None:
+            return None
+        left, top = self.corners[index]
+        image = np.full((60, 80, 3), 30, np.uint8)
+        image[top : top + 20, left : left + 24] = 220
+        return {
+            "image": image,
+            "image_id": index,
+            "boxes": np.array([[left, top, left + 24, top + 20]], np.float32),
+            "labels": np.zeros(1, np.int32),
+            "iscrowd": np.zeros(1, bool),
+        }
+
+    def ground_truth(self, indices=None):
+        return {"images": list(range(3) if indices is None else indices)}
+
+
+def test_the_object_is_among_the_regions():
+    example = Squares()[0]
+    found = data.selective_search(example["image"])
+    assert found.dtype == np.float32 and len(np.unique(found, axis=0)) == len(found)
+    assert (np.abs(found - example["boxes"]).max(1) <= 2).any()
+    height, width = example["image"].shape[:2]
+    assert (found >= 0).all() and (found <= [width, height, width, height]).all()
+    area = (found[:, 2:] - found[:, :2]).prod(1)
+    assert (np.diff(area) <= 0).all()
+    np.testing.assert_array_equal(found, data.selective_search(example["image"]))
+
+
+def test_small_and_supernumerary_regions_are_left_out():
+    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    everything = data.selective_search(image)
+    few = data.selective_search(image, max_regions=5, min_side=8)
+    assert len(everything) > 5 == len(few)
+    assert (few[:, 2:] - few[:, :2] >= 8).all()
+    assert {tuple(box) for box in few} <= {tuple(box) for box in everything}
+
+
+@pytest.mark.parametrize("image", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3), np.float32)])
+def test_other_images_are_refused(image):
+    with pytest.raises(ValueError, match="uint8"):
+        data.selective_search(image)
+    with pytest.raises(ValueError, match="'fast' and 'quality'"):
+        data.selective_search(np.zeros((8, 8, 3), np.uint8), mode="slow")
+
+
+def test_regions_of_a_source_are_searched_once(tmp_path, monkeypatch):
+    cache = tmp_path / "deep" / "regions.npz"
+    searched = data.with_selective_search(Squares(), cache, max_regions=50)
+    assert searched[1] is None and len(searched) == 3
+    assert [path.name for path in cache.parent.iterdir()] == ["regions.npz"]
+    monkeypatch.setattr("jaxvision.data.regions.selective_search", None)
+    again = data.with_selective_search(Squares(), cache, max_regions=50)
+    for index in (0, 2):
+        np.testing.assert_array_equal(again[index]["regions"], searched[index]["regions"])
+    assert again.ground_truth([0]) == {"images": [0]}
+    with pytest.raises(ValueError, match="remove it to search anew"):
+        data.with_selective_search(Squares(), cache, max_regions=51)
+    with pytest.raises(ValueError, match="regions for 1"):
+        data.WithRegions(Squares(), [np.zeros((0, 4))])
+
+
+def test_regions_move_with_the_image():
+    example = Squares()[0]
+    example["regions"] = np.array([[0, 0, 80, 60], [10, 12, 34, 32], [70, 50, 80, 60]], np.float32)
+    flipped = data.flip_horizontal(0, example, probability=1.0)
+    np.testing.assert_array_equal(flipped["regions"][1], flipped["boxes"][0])
+    larger = data.resize(example, size=(120, 240))
+    np.testing.assert_allclose(larger["regions"][1], larger["boxes"][0])
+    cropped = data.random_crop(0, example, size=(30, 40))
+    assert cropped["regions"].shape[0] < 3  # the last lies outside
+    inside = (cropped["regions"] == cropped["boxes"][0]).all(1)
+    assert inside.any()
+
+
+def test_batches_hold_regions_padded():
+    regions = [np.array([[0, 0, 9, 9], [1, 2, 3, 4]], np.float32), np.zeros((0, 4)), np.zeros((0, 4))]
+    options = dict(batch_size=3, image_size=(60, 80), max_objects=2, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), with_masks=False)
+    batch = next(data.detection_batches(data.WithRegions(Squares(), regions), max_regions=4, **options))
+    assert batch["regions"].boxes.shape == (3, 4, 4)
+    assert batch["regions"].valid.tolist() == [[True, True, False, False], [False] * 4, [False] * 4]
+    np.testing.assert_array_equal(batch["regions"].boxes[0, :2], regions[0])
+    assert "regions" not in next(data.detection_batches(Squares(), **options))
+    with pytest.raises(ValueError, match="with_selective_search"):
+        next(data.detection_batches(Squares(), max_regions=4, workers=0, **options))
