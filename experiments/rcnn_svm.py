@@ -43,7 +43,7 @@ class Options:
     """The folder of an R-CNN that train.py wrote."""
     output: Path | None = None
     """Folder of the result; the run's name with "_svm" by default."""
-    images: int | None = 1000
+    images: int | None = 300
     """Look at the first so many training images; the features of all their regions are kept in memory."""
     cost: float = 1e-3
     """C of the machines."""
@@ -153,13 +153,9 @@ def fit(seen: Seen, params: dict[str, Any], *, weights: tuple[float, ...], optio
     return {**params, "cls_score": score, "bbox_pred": shift}
 
 
-def main() -> None:
-    logging.basicConfig(format="%(message)s")
-    use_compilation_cache()
-    options = tyro.cli(Options)
-    began = time.perf_counter()
+def run(options: Options, output: Path) -> dict[str, float]:
+    """Fit, evaluate, write; the figures of the evaluation."""
     config, model, variables, categories = load_run(options.run)
-    output = options.output or options.run.with_name(f"{options.run.name}_svm")
     checkpointer = train.Checkpointer(output / "checkpoints")  # early: it fails where it cannot write
     train_source, val_source = detection.sources(config)
     if options.images is not None:
@@ -177,6 +173,16 @@ def main() -> None:
     checkpointer.close()
     write_json(output / "config.json", run_config)
     write_json(output / "results.json", figures)
+    return figures
+
+
+def main() -> None:
+    logging.basicConfig(format="%(message)s")
+    use_compilation_cache()
+    options = tyro.cli(Options)
+    began = time.perf_counter()
+    output = options.output or options.run.with_name(f"{options.run.name}_svm")
+    figures = run(options, output)
     for name in ("bbox/AP", "bbox/AP50", "bbox/AP75"):
         print(f"{name:28s} {figures[name]:.4f}")
     print(f"{(time.perf_counter() - began) / 60:.1f} minutes; the results are in {output}")

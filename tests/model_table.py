@@ -15,6 +15,9 @@ class Row(NamedTuple):
 
 TORCHVISION = "torchvision 0.29 meta['num_params']"
 TRAINABLE = "torchvision 0.29, weights_backbone=None (batch norm scales counted)"
+DETECTRON2 = (
+    "the manifest of Detectron2's faster_rcnn_R_50_C4_3x, 33,844,764, and 4 offsets of 2,049 for the background"
+)
 
 CLASSIFIERS = [
     Row("squeezenet1_0", 1_248_424, TORCHVISION),
@@ -76,6 +79,10 @@ DETECTORS = [
     Row("fastrcnn_vgg16", 134_690_729, "VGG-16's convolutions and dense layers of 4,096, 4,096, 21 and 84 outputs"),
     Row("fastrcnn_fpn", 41_214_471, "fasterrcnn_resnet50_fpn without the 593,935 of its RPN"),
     Row("fastrcnn_small", None, "ours", size=128),
+    Row("fasterrcnn_resnet50_c4", 33_852_960, DETECTRON2),
+    Row("fasterrcnn_resnet50_dc5", 165_638_688, "the sum of the layers; a dense layer of 100,352 inputs holds most"),
+    Row("fasterrcnn_c4", 33_852_960, DETECTRON2),
+    Row("fasterrcnn_dc5", 165_638_688, "as fasterrcnn_resnet50_dc5"),
     Row("rcnn_alexnet", 57_728_489, "AlexNet's layers but its last, 21 outputs of 4,096 inputs and 84 of 9,216"),
     Row("rcnn_small", None, "ours"),
     Row("retinanet_resnet50_fpn", 34_068_119, TRAINABLE),

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import classification, train
+from experiments import classification, rcnn_svm, train
 from experiments.augmentation import transforms
 from experiments.config import (
     Augmentation,
@@ -37,7 +37,7 @@ from jaxvision.data import digit_scenes as digit_scenes_module
 
 ROOT = Path(__file__).parent.parent
 ONE_SIZE = ("yolo_small", "multibox_small")  # networks with fully connected layers over the whole map
-SCRIPTS = ("train.py", "evaluate.py", "predict.py", "benchmark.py", "data_check.py")
+SCRIPTS = ("train.py", "evaluate.py", "predict.py", "benchmark.py", "data_check.py", "rcnn_svm.py")
 
 
 def script(name, *arguments, **options):
@@ -126,6 +126,9 @@ def smoke(config, data, output):
         eval_images=2, eval_batch_size=2, pictures=1,
         optimizer=dataclasses.replace(config.optimizer, warmup_steps=0, freeze=()), output=output, devices=1,
         augmentation=dataclasses.replace(config.augmentation, flip=0.5, colour=0.1),
+        selective_search=dataclasses.replace(
+            config.selective_search, max_regions=min(config.selective_search.max_regions, 40), directory=output
+        ),
     )  # fmt: skip
 
 
@@ -161,6 +164,32 @@ def test_config_runs(name, request, tmp_path, capsys, monkeypatch):
     assert load_run(config.output)[0] == config
     train.run(config)  # the same command again has nothing left to do
     assert "nothing to train" in capsys.readouterr().out
+
+
+def test_rcnn_gets_its_machines(digit_scenes, tmp_path):
+    config = smoke(available()["digit_scenes_rcnn"][1], digit_scenes, tmp_path / "run")
+    train.run(config)
+    figures = rcnn_svm.run(rcnn_svm.Options(config.output), tmp_path / "machines")
+    assert json.loads((tmp_path / "machines" / "results.json").read_text()).keys() == figures.keys()
+    before, after = (load_run(folder)[2]["params"]["box_head"] for folder in (config.output, tmp_path / "machines"))
+    assert load_run(tmp_path / "machines")[1].scores == "one_vs_rest"
+    np.testing.assert_array_equal(before["fc7"]["kernel"], after["fc7"]["kernel"])
+    assert np.abs(np.asarray(before["cls_score"]["kernel"] - after["cls_score"]["kernel"])).max() > 0
+    np.testing.assert_array_equal(after["cls_score"]["kernel"][:, 0], 0)
+
+
+def test_a_machine_finds_the_hard_negatives():
+    """Most negatives are far away, and a few are near the objects: without these the border would let them pass."""
+    rng = np.random.default_rng(0)
+    positives = rng.normal([4, 0], 0.3, (40, 2))
+    negatives = np.concatenate([rng.normal([-30, 0], 1, (20_000, 2)), rng.normal([2, 0], 0.3, (20, 2))])
+    once, mined = (
+        rcnn_svm.fit_machine(positives, negatives, cost=1.0, rng=np.random.default_rng(0), rounds=rounds)
+        for rounds in (1, 10)
+    )
+    hard = [negatives[-20:] @ weights + bias for weights, bias in (once, mined)]
+    assert (hard[0] > 0).any() and (hard[1] < 0).all()
+    assert (positives @ mined[0] + mined[1] > 0).mean() > 0.95
 
 
 def test_the_last_validation_is_not_repeated(tmp_path, monkeypatch):

@@ -39,10 +39,18 @@ class BoxHead(nn.Module):
         x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
         for name in dense:
             x = Dropout(self.dropout, self.axis_name)(nn.relu(Dense(self.hidden, name=name)(x)), train=train)
-        outputs = self.num_classes + 1
-        logits = Dense(outputs, kernel_init=initializers.normal(0.01), name="cls_score")(x)
-        offsets = Dense(4 * outputs, kernel_init=initializers.normal(0.001), name="bbox_pred")(x)
-        return logits, offsets.reshape(-1, outputs, 4)
+        return class_and_box(self, x, self.num_classes)
+
+
+def class_and_box(
+    head: nn.Module, x: Float[Array, "n c"], num_classes: int
+) -> tuple[Float[Array, "n classes_and_background"], Float[Array, "n classes_and_background 4"]]:
+    """The two outputs of a box head, dense layers ``cls_score`` and ``bbox_pred`` of it: class logits (background
+    first) and box offsets for each class."""
+    outputs = num_classes + 1
+    logits = Dense(outputs, kernel_init=initializers.normal(0.01), name="cls_score", parent=head)(x)
+    offsets = Dense(4 * outputs, kernel_init=initializers.normal(0.001), name="bbox_pred", parent=head)(x)
+    return logits, offsets.reshape(-1, outputs, 4)
 
 
 class MaskHead(nn.Module):

@@ -19,11 +19,13 @@ class RPN(nn.Module):
 
     One tuple of ``sizes`` (anchor sides in pixels) a feature level; every level takes all ``aspect_ratios`` (height
     over width). Pairs are (training, inference). Defaults, anchor order and rounding are torchvision's.
+    rounded: whether the anchors' corners are rounded, around their centre, to whole pixels.
     num_convs: 3x3 convolutions before the two outputs.
     """
 
     sizes: tuple[tuple[float, ...], ...] = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))
     aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    rounded: bool = True
     num_convs: int = 1
     pre_nms: tuple[int, int] = (2000, 1000)  # a level
     post_nms: tuple[int, int] = (2000, 1000)  # an image
@@ -69,6 +71,7 @@ class RPN(nn.Module):
             image_size,
             sizes=self.sizes,
             aspect_ratios=(self.aspect_ratios,) * len(self.sizes),
+            rounded=self.rounded,
         )
 
     def propose(

@@ -8,7 +8,7 @@ ResNet-18 and 34 are one net in both. ResNeXt strides in the 3x3 in its paper to
 changes (option B). Parameter counts: torchvision 0.29 ``meta["num_params"]``.
 """
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -60,18 +60,38 @@ class Block(nn.Module):
         return nn.relu(x + shortcut)
 
 
-class ResNet(nn.Module):
-    """Features ``c1`` (stem, stride 2) to ``c5``; the outputs are logits, or the pooled c5 if ``num_classes=0``.
+def stage(
+    module: nn.Module,
+    x: Float[Array, "b h w i"],
+    first: Block,
+    number: int,
+    blocks: int,
+    *,
+    dilation: int = 1,
+    train: bool = False,
+) -> Float[Array, "b oh ow o"]:
+    """Stage ``number`` of a residual network, as blocks ``layer<number>_<index>`` of ``module``: the first one, and
+    then more of its kind up to ``blocks``, without stride and with their own ``dilation``."""
+    for index in range(blocks):
+        block = first if index == 0 else first.clone(strides=1, dilation=dilation)
+        x = block.clone(name=f"layer{number}_{index}", parent=module)(x, train=train)
+    return x
 
+
+class ResNet(nn.Module):
+    """Features ``c1`` (stem, stride 2) to ``c5``; the outputs are logits, or the pooled last map if ``num_classes=0``.
+
+    stage_sizes: blocks a stage; with three stages the last map is ``c4``.
     groups, width_per_group: with ``width=64`` a block's 3x3 has ``groups`` of ``width_per_group`` channels in the first
     stage, and of twice as many in each further one.
     stride_in_1x1: the paper's place for a bottleneck's stride.
-    dilate: for the last three stages, whether to dilate instead of striding (the map keeps its size); as in torchvision
-    the first block of such a stage keeps the dilation of the stage before.
+    dilate: for stages two to four, whether to dilate instead of striding (the map keeps its size); as in torchvision
+    the first block of such a stage keeps the dilation of the stage before, or with ``dilate_first`` has its stage's, as
+    in Detectron2.
     frozen_norm, norm_epsilon, axis_name: see ``layers.norm.BatchNorm``.
     """
 
-    stage_sizes: tuple[int, int, int, int]
+    stage_sizes: tuple[int, ...]
     block: Literal["basic", "bottleneck"]
     num_classes: int = 1000
     in_channels: int = 3
@@ -80,44 +100,54 @@ class ResNet(nn.Module):
     width_per_group: int = 64
     stride_in_1x1: bool = False
     dilate: tuple[bool, bool, bool] = (False, False, False)
+    dilate_first: bool = False
     frozen_norm: bool = False
     norm_epsilon: float = 1e-5
     axis_name: str | None = None
 
-    feature_names: ClassVar[tuple[str, ...]] = ("c1", "c2", "c3", "c4", "c5")
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        return tuple(f"c{index + 1}" for index in range(len(self.stage_sizes) + 1))
 
     @nn.compact
     def __call__(
         self, images: Float[Array, "b h w c"], *, train: bool = False
     ) -> tuple[Float[Array, "b k"], dict[str, Float[Array, "b _ _ _"]]]:
-        norm = BatchNorm(epsilon=self.norm_epsilon, frozen=self.frozen_norm, axis_name=self.axis_name, parent=None)
         x = Conv(self.width, 7, strides=2, padding=3, use_bias=False, name="conv1")(images)
-        x = nn.relu(norm.clone(name="bn1", parent=self)(x, train=train))
+        x = nn.relu(self._norm().clone(name="bn1", parent=self)(x, train=train))
         features = {"c1": x}
         x = ops.max_pool(x, window=3, strides=2, padding=1)
         dilation = 1
-        for stage, (blocks, dilate) in enumerate(zip(self.stage_sizes, (False, *self.dilate))):
-            width = self.width * 2**stage
-            strides, first_dilation = (1 if stage == 0 else 2), dilation
+        for number, (blocks, dilate) in enumerate(zip(self.stage_sizes, (False, *self.dilate)), start=1):
+            first = self.first_block(number).clone(dilation=dilation)
             if dilate:
-                strides, dilation = 1, dilation * 2
-            for index in range(blocks):
-                x = Block(
-                    self.block,
-                    width,
-                    inner=width * self.width_per_group // 64 * self.groups,
-                    groups=self.groups,
-                    stride_in_1x1=self.stride_in_1x1,
-                    strides=strides if index == 0 else 1,
-                    dilation=first_dilation if index == 0 else dilation,
-                    norm=norm,
-                    name=f"layer{stage + 1}_{index}",
-                )(x, train=train)
-            features[f"c{stage + 2}"] = x
+                dilation *= 2
+                first = first.clone(strides=1, dilation=dilation if self.dilate_first else first.dilation)
+            x = stage(self, x, first, number, blocks, dilation=dilation, train=train)
+            features[f"c{number + 1}"] = x
         outputs = jnp.mean(x, axis=(1, 2))
         if self.num_classes:
             outputs = Dense(self.num_classes, name="fc")(outputs)
         return outputs, features
+
+    @nn.nowrap
+    def first_block(self, number: int) -> Block:
+        """The first block of stage ``number`` (from 1 on) where nothing is dilated; for ``stage``."""
+        width = self.width * 2 ** (number - 1)
+        return Block(
+            self.block,
+            width,
+            inner=width * self.width_per_group // 64 * self.groups,
+            groups=self.groups,
+            strides=1 if number == 1 else 2,
+            stride_in_1x1=self.stride_in_1x1,
+            norm=self._norm(),
+            parent=None,
+        )
+
+    @nn.nowrap
+    def _norm(self) -> BatchNorm:
+        return BatchNorm(epsilon=self.norm_epsilon, frozen=self.frozen_norm, axis_name=self.axis_name, parent=None)
 
 
 @register(task="classification")

@@ -93,7 +93,9 @@ def test_regions_move_with_the_image():
 
 def test_batches_hold_regions_padded():
     regions = [np.array([[0, 0, 9, 9], [1, 2, 3, 4]], np.float32), np.zeros((0, 4)), np.zeros((0, 4))]
-    options = dict(batch_size=3, image_size=(60, 80), max_objects=2, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), with_masks=False)
+    options = dict(
+        batch_size=3, image_size=(60, 80), max_objects=2, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), with_masks=False
+    )
     batch = next(data.detection_batches(data.WithRegions(Squares(), regions), max_regions=4, **options))
     assert batch["regions"].boxes.shape == (3, 4, 4)
     assert batch["regions"].valid.tolist() == [[True, True, False, False], [False] * 4, [False] * 4]
