@@ -23,6 +23,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script from anywhere
 
+from experiments import benchmark_profile
 from experiments.allocator import keep_freed_memory
 from experiments.benchmark_cases import Case, classifier_cases, model_cases, op_cases
 from experiments.benchmark_detectors import BIAS, detection_cases, time_by_objects
@@ -40,6 +41,8 @@ class Options:
     """Threads of each library; jax is held to so many cores."""
     only: str = ""
     """Run the cases whose name contains this."""
+    profile: int = 0
+    """Also list the so many costliest instructions of each of our programs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +107,8 @@ class Torch:
         return json.loads(line)
 
 
-def measure(case: Case, torch: Torch | None, repeats: int) -> dict[str, Any]:
-    """Seconds of each call in turn, and of the compilation; the memory of the program in bytes."""
+def measure(case: Case, torch: Torch | None, repeats: int, profile: int = 0) -> dict[str, Any]:
+    """Seconds of each call in turn, and of the compilation; the memory of the program in bytes; its profile."""
     import jax
 
     function, arguments = case.build()
@@ -139,6 +142,7 @@ def measure(case: Case, torch: Torch | None, repeats: int) -> dict[str, Any]:
         "cold": cold,
         "cached": cached,
         "layout": layout,
+        "profile": benchmark_profile.table(benchmark_profile.costs(program, arguments), profile) if profile else [],
         "memory": memory - sizes.alias_size_in_bytes,
     }
 
@@ -167,11 +171,11 @@ def table(options: Options, torch: Torch | None) -> Iterator[str]:
     columns += ["compile s", "from cache s"]
     yield f"| {' | '.join(columns)} |"
     yield f"|---{'|---:' * (len(columns) - 1)}|"
-    ratios = {}
+    ratios, profiles = {}, []
     for case in cases:
         if options.only not in case.name:
             continue
-        figures = measure(case, torch, options.repeats)
+        figures = measure(case, torch, options.repeats, options.profile)
         ours = statistics.median(figures["jax"])
         row = [case.name, f"{1e3 * ours:.1f}"]
         if torch:
@@ -183,6 +187,8 @@ def table(options: Options, torch: Torch | None) -> Iterator[str]:
             row += [f"{case.multiply_adds / ours / product_rate():.0%}", f"{figures['memory'] / 1e6:.0f}"]
         row += [f"{figures['cold']:.1f}", f"{figures['cached']:.1f}"]
         yield f"| {' | '.join(row)} |"
+        profiles += ["", f"{case.name}:", "", *figures["profile"]] if options.profile else []
+    yield from profiles
     for part in ("forward", "training step"):
         of_part = [ratio for name, ratio in ratios.items() if part in name]
         if of_part:
