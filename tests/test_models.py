@@ -248,6 +248,10 @@ def test_detector(row):
     (total, metrics), grads = grad(variables["params"], empty)
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves((total, grads)))
     assert all(value == 0 for name, value in metrics.items() if name in ("loss_box", "loss_mask", "loss_rpn_box"))
+    one_pixel, outside, across = [40, 40, 41, 41], [row.size + 5, 8, row.size + 25, 30], [-20, -20, 10, 12]
+    odd = truth._replace(boxes=jnp.tile(jnp.array([one_pixel, outside, across], jnp.float32)[None], (2, 1, 1)))
+    (total, _), grads = grad(variables["params"], odd)
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves((total, grads)))
 
 
 @ids([row for row in DETECTORS if row.run], slow={"retinanet_small", "multibox_small"})

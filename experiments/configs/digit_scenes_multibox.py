@@ -16,9 +16,9 @@ def config() -> Config:
         max_objects=6,
         augmentation=Augmentation(flip=0.5, scale=(0.8, 1.3)),  # a mirrored 2 is an object, too
         batch_size=16,
-        steps=7000,
+        steps=6000,
         optimizer=Optimizer(name="adamw", learning_rate=2e-3, weight_decay=0.05, clip_norm=20.0),
-        eval_every=3500,
+        eval_every=3000,
         eval_images=100,
         eval_batch_size=50,
         best_metric="bbox/R10_50",

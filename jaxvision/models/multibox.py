@@ -63,15 +63,14 @@ DIGIT_SCENES: Priors = (
 class MultiBox(nn.Module):
     """A class-agnostic detector (all labels are 0) for square images of ``image_size`` pixels.
 
-    backbone: a classifier, of which the map ``level`` is used, the last if None. reduced: channels that a 1x1
-    convolution leaves of it; 0 leaves it as it is. priors: (left, top, right, bottom) in shares of the image's sides.
-    hidden: widths of the fully connected layers before the last. alpha: weight of the boxes in the loss.
+    backbone: a classifier, of which the last map is used. reduced: channels that a 1x1 convolution leaves of it; 0
+    leaves it as it is. priors: (left, top, right, bottom) in shares of the image's sides. hidden: widths of the fully
+    connected layers before the last. alpha: weight of the boxes in the loss.
     axis_name: a ``pmap`` axis, for dropout and losses.
     """
 
     backbone: nn.Module
     priors: Priors
-    level: str | None = None
     reduced: int = 0
     hidden: tuple[int, ...] = (4096, 4096)
     image_size: int = 224
@@ -151,7 +150,7 @@ class MultiBox(nn.Module):
 
     @nn.compact
     def _head(self, features: Features, *, train: bool) -> tuple[Float[Array, "b k 4"], Float[Array, "b k"]]:
-        x = features[self.level or self.backbone.feature_names[-1]]
+        x = features[self.backbone.feature_names[-1]]
         if self.reduced:
             x = nn.relu(Conv(self.reduced, 1, name="reduced")(x))
         x = jnp.transpose(x, (0, 3, 1, 2)).reshape(len(x), -1)
@@ -254,6 +253,6 @@ def multibox_small(
     """A MultiBox that trains from scratch on two CPU cores in minutes, on 128-pixel images; the priors are those of
     digit_scenes. Boxes and confidences are one linear layer on a narrow map of 8 x 8 cells: with dense layers between
     them the network learns several times slower."""
-    network = ResNet((1, 1, 1, 1), "basic", num_classes=0, in_channels=in_channels, width=32, axis_name=axis_name)
-    defaults = dict(level="c4", reduced=16, hidden=(), dropout=0.0, image_size=128, alpha=20.0, max_detections=10)
+    network = ResNet((1, 1, 1), "basic", num_classes=0, in_channels=in_channels, width=32, axis_name=axis_name)
+    defaults = dict(reduced=16, hidden=(), dropout=0.0, image_size=128, alpha=20.0, max_detections=10)
     return MultiBox(network, priors or DIGIT_SCENES, axis_name=axis_name, **(defaults | options))

@@ -156,6 +156,24 @@ def test_crowds_and_empty_boxes_are_no_targets_and_the_largest_stay(caplog):
     assert len(caplog.records) == 2  # each reason once
 
 
+def test_300_objects_with_room_for_100(caplog):
+    class Crowded(Pictures):
+        def __getitem__(self, index):
+            left, top = np.meshgrid(np.arange(20.0), np.arange(15.0))
+            corner = np.stack([left.ravel(), top.ravel()], axis=1)
+            sides = 1 + np.arange(300)[:, None] / 300  # the last 100 are the largest
+            boxes = np.concatenate([corner, corner + sides], axis=1).astype(np.float32)
+            example = {**super().__getitem__(index), "boxes": boxes, "labels": np.arange(300, dtype=np.int32)}
+            return example | {"iscrowd": np.zeros(300, bool)}
+
+    batches = detection(Crowded(4), max_objects=100, with_masks=False)
+    with caplog.at_level(logging.WARNING, logger="jaxvision"):
+        targets = next(batches)["targets"]
+    assert targets.valid.all() and targets.labels.tolist() == [list(range(200, 300))] * 4
+    assert batches.dropped == {"more than max_objects=100": 800}
+    assert "200 objects of image" in caplog.text and "more than max_objects=100" in caplog.text
+
+
 def test_each_epoch_is_another_order_of_everything():
     batches = detection(Pictures(12), shuffle=True, repeat=True, seed=3)
     epochs = [ids(take(batches, 3)) for _ in range(3)]
