@@ -37,6 +37,7 @@ def sources(config: Config) -> tuple[Any, Any]:
 
 
 def annotated(config: Config) -> tuple[Any, Any]:
+    """The configured images with their boxes."""
     match config.data:
         case DigitScenes(directory):
             return data.load_digit_scenes("train", data_dir=directory), data.load_digit_scenes(
