@@ -16,7 +16,7 @@ class Row(NamedTuple):
 TORCHVISION = "torchvision 0.29 meta['num_params']"
 TRAINABLE = "torchvision 0.29, weights_backbone=None (batch norm scales counted)"
 DETECTRON2 = (
-    "the manifest of Detectron2's faster_rcnn_R_50_C4_3x, 33,844,764, and 4 offsets of 2,049 for the background"
+    "the manifest of Detectron2's faster_rcnn_R_50_C4_3x, 33,844,764, and 4 outputs of 2,049 for the background"
 )
 
 CLASSIFIERS = [
