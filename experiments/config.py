@@ -33,10 +33,10 @@ class DigitCrops:
 
 @dataclasses.dataclass(frozen=True)
 class Tfds:
-    """A classification set of TensorFlow Datasets that was prepared as array_record (jaxvision.data.PreparedImages)."""
+    """A set of TensorFlow Datasets that was prepared as array_record (PreparedImages, PreparedDetection)."""
 
     name: str
-    """As TFDS has it, such as "cifar10" or "imagenet2012:5.1.0"."""
+    """As TFDS has it, such as "cifar10", "imagenet2012:5.1.0" or, for detectors, "coco/2017" and "voc/2007"."""
     train_split: str = "train"
     val_split: str = "test"
     directory: Path | None = None

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.augmentation import transforms
-from experiments.config import Coco, Config, DigitScenes, Voc
+from experiments.config import Coco, Config, DigitScenes, Tfds, Voc
 from jaxvision import data, evaluate, visualize
 from jaxvision.typing import Variables
 
@@ -54,6 +54,8 @@ def annotated(config: Config) -> tuple[Any, Any]:
                 return train, train
             val = data.CocoDetection(coco.val_images, coco.val_annotations, with_masks=masks, on_error=coco.on_error)
             return train, val
+        case Tfds(name, train, val, directory):
+            return tuple(data.PreparedDetection(name, split, data_dir=directory) for split in (train, val))
         case Voc(devkit, train, val, on_error):
             return tuple(data.VocDetection(devkit, splits, on_error=on_error) for splits in (train, val))
     raise ValueError(f"{config.model} is a detector, but {type(config.data).__name__} has no boxes")

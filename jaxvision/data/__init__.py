@@ -14,6 +14,7 @@ ROOMS = {
     "Digits": "digits",
     "Example": "source",
     "ImageFolder": "folder",
+    "PreparedDetection": "prepared",
     "PreparedImages": "prepared",
     "Source": "source",
     "Subset": "source",

@@ -1,18 +1,19 @@
-"""Classification sets of TensorFlow Datasets, once they are prepared: reading them needs no TensorFlow."""
+"""Sets of TensorFlow Datasets, once they are prepared: reading them needs no TensorFlow."""
 
 import io
 import os
 import pathlib
-from typing import SupportsIndex
+from collections.abc import Iterable
+from typing import Any, SupportsIndex
 
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core import read_only_builder
 
-from jaxvision.data.source import Example
+from jaxvision.data.source import Example, ground_truth_of
 
-__all__ = ["PreparedImages"]
+__all__ = ["PreparedDetection", "PreparedImages"]
 
 
 class PreparedImages:
@@ -25,35 +26,92 @@ class PreparedImages:
     """
 
     def __init__(self, name: str, split: str, *, data_dir: str | os.PathLike | None = None):
-        folder = pathlib.Path(data_dir or os.environ.get("JAXVISION_DATASETS") or "datasets").expanduser()
-        remedy = (
-            "pip install 'jaxvision-flax[tfds]' and run "
-            f"tfds build {name} --data_dir {folder} --file_format array_record"
-        )
-        try:
-            builder = read_only_builder.builder_from_files(name, data_dir=str(folder))
-        except tfds.core.DatasetNotFoundError as error:
-            raise FileNotFoundError(f"the data set {name} is not prepared in {folder}; {remedy}") from error
-        features, splits = builder.info.features, builder.info.splits
-        kinds = {key: type(value) for key, value in features.items()}
-        if kinds.get("image") is not tfds.features.Image or kinds.get("label") is not tfds.features.ClassLabel:
+        features, self.records = open_split(name, split, data_dir)
+        if not isinstance(features.get("label"), tfds.features.ClassLabel):
             raise ValueError(
                 f"{name} has the features {', '.join(sorted(features))}; an image and a class label are needed"
             )
-        if split not in splits:
-            raise ValueError(f"{name} has the splits {', '.join(sorted(splits))}, not {split!r}")
-        if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
-            raise ValueError(
-                f"{name} in {folder} is not in the format array_record, which alone can be shuffled; {remedy}"
-            )
         self.categories = tuple(features["label"].names)
-        encoded = {key: tfds.decode.SkipDecoding() for key, kind in kinds.items() if kind is tfds.features.Image}
-        self.records = builder.as_data_source(split, decoders=encoded)
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: SupportsIndex) -> Example:
         record = self.records[index]
-        image = Image.open(io.BytesIO(record["image"])).convert("RGB")
-        return {"image": np.asarray(image), "label": int(record["label"])}
+        return {"image": decode(record["image"]), "label": int(record["label"])}
+
+
+class PreparedDetection:
+    """A split of a prepared set that has ``image`` and ``objects`` with ``bbox`` and ``label``, such as "coco/2017",
+    "voc/2007" or your own builder's.
+
+    Objects marked ``is_crowd`` or ``is_difficult`` are ``iscrowd``. ``image_id`` is the feature ``image/id``, or the
+    place in the split. TFDS's VOC does not subtract the 1 from which VOC counts pixels, so there the left and upper
+    sides lie one pixel further in than ``VocDetection`` has them.
+    name, data_dir, and what is raised: as in ``PreparedImages``.
+    """
+
+    def __init__(self, name: str, split: str, *, data_dir: str | os.PathLike | None = None):
+        features, self.records = open_split(name, split, data_dir)
+        objects = getattr(features.get("objects"), "feature", {})
+        label = objects["label"] if "bbox" in objects and "label" in objects else None
+        if not isinstance(label, tfds.features.ClassLabel):
+            raise ValueError(
+                f"{name} has the features {', '.join(sorted(features))}; an image and objects with bbox and a class "
+                "label are needed"
+            )
+        self.categories = tuple(label.names)
+        self.category_ids = tuple(range(1, len(self.categories) + 1))
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: SupportsIndex) -> Example:
+        index = range(len(self))[index]
+        record = self.records[index]
+        image, objects = decode(record["image"]), record["objects"]
+        height, width = image.shape[:2]
+        top, left, bottom, right = np.asarray(objects["bbox"], np.float32).reshape(-1, 4).T
+        apart = np.zeros(len(top), bool)
+        for flag in ("is_crowd", "is_difficult"):
+            apart |= np.asarray(objects.get(flag, apart), bool)
+        return {
+            "image": image,
+            "image_id": int(record.get("image/id", index)),
+            "boxes": np.stack([left * width, top * height, right * width, bottom * height], axis=1),
+            "labels": np.asarray(objects["label"], np.int32).reshape(-1),
+            "iscrowd": apart,
+        }
+
+    def ground_truth(self, indices: Iterable[SupportsIndex] | None = None) -> dict[str, Any]:
+        """The truth of the chosen images (all by default) in COCO format; label k has the category id k + 1."""
+        chosen = range(len(self)) if indices is None else indices
+        return ground_truth_of(
+            (self[index] for index in chosen), categories=self.categories, category_ids=self.category_ids
+        )
+
+
+def open_split(name: str, split: str, data_dir: str | os.PathLike | None) -> tuple[Any, Any]:
+    """The features of a set that has images, and the records of a split with its images still encoded."""
+    folder = pathlib.Path(data_dir or os.environ.get("JAXVISION_DATASETS") or "datasets").expanduser()
+    remedy = (
+        f"pip install 'jaxvision-flax[tfds]' and run tfds build {name} --data_dir {folder} --file_format array_record"
+    )
+    try:
+        builder = read_only_builder.builder_from_files(name, data_dir=str(folder))
+    except tfds.core.DatasetNotFoundError as error:
+        raise FileNotFoundError(f"the data set {name} is not prepared in {folder}; {remedy}") from error
+    features, splits = dict(builder.info.features.items()), builder.info.splits
+    if type(features.get("image")) is not tfds.features.Image:
+        raise ValueError(f"{name} has the features {', '.join(sorted(features))}; an image is needed")
+    if split not in splits:
+        raise ValueError(f"{name} has the splits {', '.join(sorted(splits))}, not {split!r}")
+    if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+        raise ValueError(f"{name} in {folder} is not in the format array_record, which alone can be shuffled; {remedy}")
+    pictures = (key for key, value in features.items() if type(value) is tfds.features.Image)
+    encoded = {key: tfds.decode.SkipDecoding() for key in pictures}
+    return features, builder.as_data_source(split, decoders=encoded)
+
+
+def decode(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
