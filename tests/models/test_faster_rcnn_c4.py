@@ -38,7 +38,7 @@ def narrow(composition):
 # DC5 differs in its backbone, which is looked at below, and has the head of the detectors on a pyramid.
 @pytest.fixture(scope="module", params=[rcnn_c4, pytest.param(rcnn_dc5, marks=pytest.mark.slow)])
 def detector(request):
-    """Detections, losses, gradients to parameters and pixels of two images, for targets; compiled, in NumPy's arrays."""
+    """targets -> (detections, losses, gradients to parameters and pixels) of two images, in NumPy's arrays."""
     model = narrow(request.param)
     images = jax.random.normal(jax.random.key(1), (2, 64, 64, 3))
     variables = quick_jit(model.init)(jax.random.key(0), images)
