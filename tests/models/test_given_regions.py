@@ -113,10 +113,10 @@ def test_codes_are_what_the_last_layers_see(detector):
     logits, offsets = model.box_head.apply(head, pooled)
     layers = head["params"]
     np.testing.assert_allclose(
-        codes.reshape(8, -1) @ layers["cls_score"]["kernel"] + layers["cls_score"]["bias"], logits, atol=1e-5
+        codes.reshape(8, -1) @ layers["cls_score"]["kernel"] + layers["cls_score"]["bias"][None], logits, atol=1e-5
     )
     np.testing.assert_allclose(
-        maps.reshape(8, -1) @ layers["bbox_pred"]["kernel"] + layers["bbox_pred"]["bias"],
+        maps.reshape(8, -1) @ layers["bbox_pred"]["kernel"] + layers["bbox_pred"]["bias"][None],
         offsets.reshape(8, -1),
         atol=1e-5,
     )

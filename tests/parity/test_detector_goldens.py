@@ -71,7 +71,7 @@ def evaluated(model, images, regions):
         return model.detect(images), {"logits": logits[0, ::EVERY], "offsets": offsets[0, ::EVERY]}
     size, features = images.shape[1:3], model.features(images)
     logits, offsets, _ = model._rpn(features, size)
-    class_logits, class_offsets = model.box_head(model._pool(features, size, regions[None], model.box_head.pool_size))
+    class_logits, class_offsets = model.box_head(model.pool(features, size, regions[None], model.box_head.pool_size))
     return model.detect(images), {
         "rpn_logits": jnp.concatenate(logits, axis=1)[0, ::EVERY],
         "rpn_offsets": jnp.concatenate(offsets, axis=1)[0, ::EVERY],
