@@ -19,6 +19,13 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: next((i for i, name in enumerate(LONG) if name in item.nodeid), len(LONG)))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation(request):
+    """Most programs of the tests run once or twice, and compile in less time without LLVM's optimisations. Not so where
+    one trains: many steps, also in other processes, which must agree bit for bit."""
+    jax.config.update("jax_disable_most_optimizations", "tests/train/" not in request.node.nodeid)
+
+
 @pytest.fixture
 def x64():
     """float64 for finite differences."""

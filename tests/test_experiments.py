@@ -45,14 +45,6 @@ def script(name, *arguments, **options):
     return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
 
 
-@pytest.fixture
-def quick_compilation():
-    """Programs that run once or twice: compiling them without optimisations takes half as long."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="session")
 def digit_scenes(tmp_path_factory):
     """The directory of a few digit_scenes."""
@@ -157,7 +149,6 @@ def test_config_builds(name):
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in RUN else pytest.mark.slow) for name in sorted(available())]
 )
-@pytest.mark.usefixtures("quick_compilation")
 def test_config_runs(name, request, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(registry._MODELS, "headed", registry.Entry(Headed, "classification"))
     config = available()[name][1]
@@ -175,7 +166,6 @@ def test_config_runs(name, request, tmp_path, capsys, monkeypatch):
     assert "nothing to train" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_rcnn_gets_its_machines(digit_scenes, tmp_path):
     config = smoke(available()["digit_scenes_rcnn"][1], digit_scenes, tmp_path / "run")
     train.run(config)

@@ -13,7 +13,6 @@ import jaxvision as jv
 from jaxvision.models.resnet import ResNet
 
 # Compiling takes most of the time here, and half of that without the optimisations of its last stage.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def ids(rows, *, slow=()):
@@ -82,7 +81,7 @@ def test_module_is_its_own_configuration(row):
 def test_classifier(row):
     model, images = jv.get_model(row.name, num_classes=7), inputs(row)
     variables = variables_of(model, images)
-    apply = quick_jit(functools.partial(model.apply, mutable=["batch_stats"]))
+    apply = jax.jit(functools.partial(model.apply, mutable=["batch_stats"]))
     (logits, features), unchanged = apply(variables, images)
     assert logits.shape == (2, 7) and bool(jnp.isfinite(logits).all())
     assert tuple(features) == model.feature_names
@@ -97,7 +96,7 @@ def test_classifier(row):
         )
         return jnp.square(logits - jnp.arange(7.0)[None]).sum(), updates
 
-    grads, updates = quick_jit(jax.grad(loss, has_aux=True))(variables["params"])
+    grads, updates = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
     silent = [path for path, leaf in jax.tree.leaves_with_path(grads) if not jnp.any(leaf != 0)]
     assert not silent, f"no gradient reaches {[jax.tree_util.keystr(path) for path in silent]}"
     moved = jax.tree.map(
@@ -132,7 +131,7 @@ def test_folded_batch_norm(row):
     scales = {path[1:-1] for path in flatten_dict(folded) if path[-1] == "scale"}
     assert "batch_stats" not in folded and not norms & scales
     method = "features" if row in DETECTORS else None  # a detector's choices may flip by rounding
-    apply = quick_jit(lambda variables: model.apply(variables, images, method=method))
+    apply = jax.jit(lambda variables: model.apply(variables, images, method=method))
     wanted, got = apply(variables), apply(folded)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(a).max()), wanted, got)
     if "batch_stats" in variables:
@@ -196,7 +195,7 @@ def test_init_compiles():
 def test_bottlenecks_train():
     model, images = ResNet((1, 1, 1, 1), "bottleneck", num_classes=2, width=8), jnp.ones((2, 32, 32, 3))
     variables = jax.jit(model.init)(jax.random.key(0), images)
-    grads = quick_jit(
+    grads = jax.jit(
         jax.grad(lambda params: (model.apply({**variables, "params": params}, images)[0] * jnp.arange(2.0)[None]).sum())
     )(variables["params"])
     assert all(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(grads["layer4_0"]))
@@ -223,7 +222,7 @@ def test_detector(row):
         model = model.clone(proposals=model.proposals.clone(samples=10_000))
     variables = variables_of(model, images)
     sizes = jnp.array([[row.size, row.size], [row.size / 2, row.size]])
-    found = quick_jit(lambda v, x, s: model.apply(v, x, s, method="detect"))(variables, images, sizes)
+    found = jax.jit(lambda v, x, s: model.apply(v, x, s, method="detect"))(variables, images, sizes)
     assert found.boxes.shape == (2, model.max_detections, 4)
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(found))
     limits = jnp.concatenate([sizes[:, None, ::-1], sizes[:, None, ::-1]], axis=-1)
@@ -241,7 +240,7 @@ def test_detector(row):
         )  # fmt: skip
         return loss, metrics
 
-    grad = quick_jit(jax.value_and_grad(loss, has_aux=True))
+    grad = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (total, metrics), grads = grad(variables["params"], truth)
     assert np.isclose(total, sum(value for name, value in metrics.items() if name != "loss"))
     silent = [path for path, leaf in jax.tree.leaves_with_path(grads) if not jnp.any(leaf != 0)]
@@ -259,14 +258,14 @@ def test_detector(row):
 @ids([row for row in DETECTORS if row.run], slow={"retinanet_small", "multibox_small"})
 def test_detection_reaches_back_to_the_pixels(row):
     model, images = jv.get_model(row.name, score_threshold=0.0, **row.options), inputs(row, batch=1)
-    variables = quick_jit(model.init)(jax.random.key(0), images)  # drawn ones saturate scores and boxes
+    variables = jax.jit(model.init)(jax.random.key(0), images)  # drawn ones saturate scores and boxes
 
     def parts(images):
         found = model.apply(variables, images, method="detect")
         masks = [] if found.masks is None else [found.masks[0, 0].sum()]
         return jnp.stack([found.scores[0, 0], found.boxes[0].sum(), *masks])
 
-    for gradient in quick_jit(jax.jacrev(parts))(images):
+    for gradient in jax.jit(jax.jacrev(parts))(images):
         assert bool(jnp.isfinite(gradient).all()) and bool(jnp.any(gradient != 0))
 
 

@@ -1,7 +1,5 @@
 """Faster R-CNN on a single map: its composition, detections, losses and gradients."""
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,8 +11,6 @@ from jaxvision.layers.rpn import RPN
 from jaxvision.models.faster_rcnn_c4 import rcnn_c4, rcnn_dc5
 from jaxvision.models.resnet import ResNet
 from jaxvision.typing import Targets
-
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 TARGETS = Targets(
     jnp.array([[[8.0, 10, 42, 50], [0, 0, 0, 0]], [[0, 0, 0, 0]] * 2]),
@@ -41,7 +37,7 @@ def detector(request):
     """targets -> (detections, losses, gradients to parameters and pixels) of two images, in NumPy's arrays."""
     model = narrow(request.param)
     images = jax.random.normal(jax.random.key(1), (2, 64, 64, 3))
-    variables = quick_jit(model.init)(jax.random.key(0), images)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
 
     def loss(params, images, targets):
         return model.apply(
@@ -52,7 +48,7 @@ def detector(request):
         gradients, terms = jax.grad(loss, argnums=(0, 1), has_aux=True)(variables["params"], images, targets)
         return model.apply(variables, images, method="detect"), terms, *gradients
 
-    compiled = quick_jit(everything)
+    compiled = jax.jit(everything)
     return lambda targets: jax.tree.map(np.asarray, compiled(images, targets))
 
 
@@ -95,7 +91,7 @@ def test_the_head_is_the_last_stage_of_the_network():
     head = rcnn_c4(network, num_classes=3).box_head
     images = jax.random.normal(jax.random.key(1), (1, 64, 64, 3))
 
-    @quick_jit
+    @jax.jit
     def both():
         variables = network.init(jax.random.key(0), images)
         pooled, features = network.apply(variables, images)

@@ -11,8 +11,6 @@ import jaxvision as jv
 from jaxvision.models.rcnn import region_codes
 from jaxvision.typing import Regions, Targets
 
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 REGIONS = Regions(
     jnp.array([[[8.0, 10, 40, 50], [0, 0, 64, 64], [20, 20, 60, 60], [0, 0, 0, 0]], [[30, 4, 62, 40]] + [[0] * 4] * 3]),
     jnp.array([[True, True, True, False], [True, False, False, False]]),
@@ -29,7 +27,7 @@ def detector(request):
     """(model, variables, images, jitted (detections, loss, terms, gradients to images and regions))."""
     model = jv.get_model(request.param, num_classes=3, score_threshold=0.0)
     images = jax.random.normal(jax.random.key(1), (2, 64, 64, 3))
-    variables = quick_jit(model.init)(jax.random.key(0), images)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
 
     def everything(images, boxes, valid, targets):
         regions = Regions(boxes, valid)
@@ -44,7 +42,7 @@ def detector(request):
         )
         return found, gradients, loss, terms
 
-    return model, variables, images, quick_jit(everything)
+    return model, variables, images, jax.jit(everything)
 
 
 def test_detections_come_from_the_valid_regions(detector):
@@ -106,7 +104,7 @@ def test_codes_are_what_the_last_layers_see(detector):
         with pytest.raises(AttributeError):
             region_codes(model, variables, images, REGIONS)
         return
-    codes, maps = quick_jit(functools.partial(region_codes, model))(variables, images, REGIONS)
+    codes, maps = jax.jit(functools.partial(region_codes, model))(variables, images, REGIONS)
     assert codes.shape == (2, 4, 256) and maps.shape[:2] == (2, 4)
     pooled = model.pool({"c0": images}, (64, 64), REGIONS.boxes, 32)
     head = {name: tree["box_head"] for name, tree in variables.items()}
@@ -126,10 +124,10 @@ def test_fast_rcnn_takes_background_that_is_near_an_object():
     """Regions below ``background_iou`` do not train: with it at 0.1, moving such a region changes no loss."""
     model = jv.get_model("fastrcnn_small", num_classes=3, background_iou=0.1)
     images = jax.random.normal(jax.random.key(1), (1, 64, 64, 3))
-    variables = quick_jit(model.init)(jax.random.key(0), images)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
     truth = Targets(jnp.array([[[8.0, 10, 42, 50]]]), jnp.array([[2]]), jnp.array([[True]]))
 
-    @quick_jit
+    @jax.jit
     def loss(least, far):
         regions = jnp.array([[[8.0, 10, 40, 50], [20, 20, 60, 60], [0, 0, 0, 0]]]).at[0, 2].set(far)
         return [
@@ -151,12 +149,12 @@ def test_one_vs_rest_scores_are_sigmoids_of_margins():
     model = jv.get_model("rcnn_small", num_classes=3, score_threshold=0.0, nms_threshold=1.0)
     images = jax.random.normal(jax.random.key(1), (1, 64, 64, 3))
     regions = Regions(jnp.array([[[8.0, 10, 40, 50]]]), jnp.ones((1, 1), bool))
-    variables = quick_jit(model.init)(jax.random.key(0), images)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
     bias = jnp.array([0.5, 2.0, -1.0, 0.0])
     head = variables["params"]["box_head"] | {"cls_score": {"kernel": jnp.zeros((256, 4)), "bias": bias}}
     variables = {**variables, "params": {**variables["params"], "box_head": head}}
 
-    @quick_jit
+    @jax.jit
     def scores(variables):
         return [
             model.clone(scores=kind).apply(variables, images, None, regions, method="detect").scores[0, :3]

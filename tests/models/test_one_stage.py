@@ -1,8 +1,6 @@
 """RetinaNet and SSD: their maps and boxes, and losses that hold on to padding, outsiders and devices. What they compute
 is compared with torchvision in tests/parity."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +10,6 @@ from learning import random_variables
 import jaxvision as jv
 
 SMALL = ("retinanet_small", "ssd_small")
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def abstract(model, size, method="__call__"):
@@ -58,7 +55,7 @@ def test_bfloat16_images_make_a_bfloat16_network():
     model = jv.get_model("retinanet_small", num_classes=2, groups=8)
     images = jax.random.normal(jax.random.key(0), (1, 64, 64, 3))
     variables = random_variables(model, images)
-    run = quick_jit(lambda v, x: model.apply(v, x, method="raw")[:2])
+    run = jax.jit(lambda v, x: model.apply(v, x, method="raw")[:2])
     exact, rough = run(variables, images), run(variables, images.astype(jnp.bfloat16))
     for wanted, found in zip(exact, rough):
         assert found.dtype == jnp.bfloat16
@@ -84,7 +81,7 @@ def losses(request):
         metrics = over_axis(*jax.tree.map(lambda leaf: leaf[None], (images, targets)))
         return jax.tree.map(lambda leaf: leaf[0], metrics)
 
-    return quick_jit(alone), quick_jit(over_axis)
+    return jax.jit(alone), jax.jit(over_axis)
 
 
 def batch():

@@ -1,7 +1,6 @@
 """How far a classifier is from torchvision's of the same name: ``python tests/parity/compare.py [name ...]`` writes
 ``measured.json``, with the interpreter that ``JAXVISION_TORCH_PYTHON`` names where torch is not installed here."""
 
-import functools
 import importlib.util
 import json
 import os
@@ -29,7 +28,6 @@ AUXILIARY = ("aux1", "aux2")
 BOUNDS = {"logits": 1e-4, "gradient": 1e-3, "statistics": 1e-3, "gradient_float64": 1e-6}
 BOUNDS |= dict.fromkeys(FEATURES, 1e-4) | dict.fromkeys(AUXILIARY, 1e-3)
 # The compiler takes most of the time here, and half of that without the optimisations of its last stage.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def differences(name: str, golden: dict[str, np.ndarray], dtype: type = np.float32) -> dict[str, float]:
@@ -77,7 +75,7 @@ def relative(part: str, golden: dict[str, np.ndarray], found: dict[str, np.ndarr
 def inference(model: nn.Module, variables: dict, images: np.ndarray) -> dict[str, np.ndarray]:
     """Logits, features, and the gradient of the logits' logsumexp with respect to the images."""
 
-    @quick_jit
+    @jax.jit
     def run(variables, images):
         def score(images):
             logits, features = model.apply(variables, images)
@@ -97,7 +95,7 @@ def training(
     def without_dropout(call, args, kwargs, context):
         return args[0] if isinstance(context.module, nn.Dropout) else call(*args, **kwargs)
 
-    @quick_jit
+    @jax.jit
     def run(variables, images):
         with nn.intercept_methods(without_dropout):
             (_, features), moved = model.apply(variables, images, train=True, mutable=["batch_stats"])

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compare import quick_jit
 from test_detectors import partners
 
 import jaxvision as jv
@@ -83,7 +82,7 @@ def evaluated(model, images, regions):
 def test_the_same_outputs_and_detections(detector):
     golden = detector.golden
 
-    @quick_jit
+    @jax.jit
     def run(variables, images):
         return detector.model.apply(variables, images, golden.get("regions"), method=evaluated)
 
@@ -141,7 +140,7 @@ def losses(detector, dtype):
 
 def test_the_same_losses(detector):
     run, *arguments = losses(detector, np.float32)
-    _, terms = quick_jit(run)(*arguments)
+    _, terms = jax.jit(run)(*arguments)
     detector.check(terms, {})
 
 
@@ -149,6 +148,6 @@ def test_the_same_losses(detector):
 def test_the_same_gradient(detector, x64):
     """In float64: where a value lies within rounding of a kink, a float32 gradient jumps, here by up to 1.5 %."""
     run, *arguments = losses(detector, np.float64)
-    gradient, terms = quick_jit(jax.grad(run, has_aux=True))(*arguments)
+    gradient, terms = jax.jit(jax.grad(run, has_aux=True))(*arguments)
     exact = dict.fromkeys(terms, 1e-6)
     detector.check(terms | {"gradient": gradient.transpose(3, 2, 0, 1)[:8]}, exact | {"gradient": 1e-5})

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compare import quick_jit
 from test_detectors import partners
 
 import jaxvision as jv
@@ -60,7 +59,7 @@ def inputs():
 def found(inputs):
     """(raw outputs, proposals, detections in the 16 boxes)."""
 
-    @quick_jit
+    @jax.jit
     def run(variables, images):
         regions = Regions(jnp.asarray(detectron2_fill.BOXES)[None], jnp.ones((1, 16), bool))
         given = MODEL.clone(proposals=None).apply(variables, images, None, regions, method="detect")
