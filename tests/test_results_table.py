@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from experiments.config import available
 from experiments.results_table import RESULTS, row_of, table
 
 ROOT = Path(__file__).parent.parent
@@ -11,6 +12,8 @@ ROOT = Path(__file__).parent.parent
 def test_readme_has_the_table():
     lines = table(json.loads(RESULTS.read_text()))
     assert "\n".join(lines) in (ROOT / "README.md").read_text(), "run experiments/results_table.py"
+    models = {config.model for name, (_, config) in available().items() if name.startswith("digit_scenes")}
+    assert models == {model.partition(",")[0] for model in json.loads(RESULTS.read_text())}
 
 
 def test_rows_come_from_what_a_run_wrote(tmp_path):
