@@ -6,6 +6,7 @@ cores, in float32; ``experiments/benchmark.py classification`` measures what the
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -23,10 +24,13 @@ NARROW = 128
 BLOCK = 16
 # From here on the nine products of a depthwise kernel gradient no longer fit into the cache together.
 LARGE = 2**20
-# From here on XLA's own kernel gradient of a dense convolution falls behind: of 8 maps of 112 x 112 with 128 channels
-# it takes 2,461 ms, and as one matrix product a tap 756; of 56 x 56 with 256 997 and 527, of 28 x 28 with 512 484 and
-# 444, but of 56 x 56 with 64 23 and 87.
-HUGE = 2**22
+# From so many numbers an image on, a dense convolution's kernel gradient is faster image by image, in strips of rows
+# of so many numbers. Of a 3 x 3 window on 8 images, XLA's own and in strips: 112 x 112, 64 to 128 channels 244 and
+# 79 ms; 150 x 150, 32 channels 62 and 43; 56 x 56, 64 channels 15 and 10; 28 x 28, 512 channels 137 and 131, but
+# 28 x 28, 128 channels 8 and 12. One image of 120 x 160 with 256 channels: 161 and 111.
+LARGE_IMAGE = 2**17
+STRIP = 2**19
+MOST_PIECES = 32  # of a batch: each is an instruction to compile
 
 
 class Window(NamedTuple):
@@ -56,7 +60,11 @@ def differs_on_cpu(x, kernel, window, groups):
     if groups > 1:
         return True
     worth_it = kernel.shape[2] >= BLOCK  # not so for the three channels of an image
-    return worth_it and (x.size >= HUGE or any(_narrow(channels, window) for channels in kernel.shape[2:]))
+    return _in_large_images(x) or (worth_it and any(_narrow(channels, window) for channels in kernel.shape[2:]))
+
+
+def _in_large_images(x):
+    return math.prod(x.shape[1:]) >= LARGE_IMAGE
 
 
 def _narrow(channels, window):
@@ -101,7 +109,7 @@ def _along_image(x, kernel, window, groups):
 def _along_kernel(x, kernel, window, groups):
     """The formulation whose transpose makes a fast gradient with respect to the kernel."""
     if groups == 1:
-        return _as_matrix_products(x, kernel, window) if x.size >= HUGE else conv_xla(x, kernel, window, 1)
+        return _in_strips(x, kernel, window) if _in_large_images(x) else conv_xla(x, kernel, window, 1)
     large = x.size // (window.strides[0] * window.strides[1]) >= LARGE
     if large:  # 8 maps of 56 x 56, 144 channels apart: 18 ms, as shifted products 50 ms
         return _in_dense_blocks(x, kernel, window, groups)
@@ -114,13 +122,26 @@ def _in_groups(x, kernel, window, groups):
     return _in_dense_blocks(x, kernel, window, groups)
 
 
-def _as_matrix_products(x, kernel, window):
-    """Sum over the taps of the shifted, strided image, a matrix with a row a pixel, times a matrix of weights."""
-    products = (
-        (shifted.reshape(-1, x.shape[-1]) @ weights).reshape(*shifted.shape[:3], -1)
-        for shifted, weights in _taps(x, kernel, window)
+def _in_strips(x, kernel, window):
+    """Each image apart, and of it some output rows at a time: what a kernel gradient reads then fits into the cache."""
+    (step, _), (top, left), (dilation, _) = window
+    x = jnp.pad(x, ((0, 0), (top, top), (left, left), (0, 0)))
+    reach = dilation * (kernel.shape[0] - 1) + 1
+    height = (x.shape[1] - reach) // step + 1
+    rows = -(-height // -(-math.prod(x.shape[1:]) // STRIP))
+    images = -(-len(x) // MOST_PIECES)
+
+    def piece(first, above):
+        below = min(above + rows, height)
+        strip = x[first : first + images, above * step : (below - 1) * step + reach]
+        return conv_xla(strip, kernel, window._replace(padding=(0, 0)), 1)
+
+    return jnp.concatenate(
+        [
+            jnp.concatenate([piece(first, above) for above in range(0, height, rows)], axis=1)
+            for first in range(0, len(x), images)
+        ]
     )
-    return functools.reduce(jnp.add, products)
 
 
 def _depthwise_as_shifted_products(x, kernel, window):

@@ -9,12 +9,13 @@ from jaxvision.ops import convolution_cpu
 from jaxvision.ops.convolution_cpu import Window, conv_on_cpu, conv_xla, differs_on_cpu
 
 SAME, STRIDED, PLAIN = Window((1, 1), (1, 1), (1, 1)), Window((2, 1), (1, 2), (1, 1)), Window((1, 1), (0, 0), (1, 1))
-CASES = {  # channels in, channels out, groups, window, where a large or huge image begins
+CASES = {  # channels in, channels out, groups, window, where a large image begins
     "narrow out": (130, 20, 1, SAME, None),
     "narrow in": (20, 130, 1, SAME, None),
     "narrow both": (16, 16, 1, PLAIN, None),
-    "wide, huge": (128, 130, 1, STRIDED, 1),
-    "narrow, huge": (16, 18, 1, SAME, 1),
+    "wide, large": (128, 130, 1, STRIDED, 1),
+    "narrow, large": (16, 18, 1, SAME, 1),
+    "image, large": (3, 18, 1, STRIDED, 1),
     "groups of 4": (64, 64, 16, STRIDED, None),
     "wide groups": (48, 96, 2, SAME, None),
     "groups that share no divisor with 16": (21, 42, 7, SAME, None),
@@ -29,9 +30,11 @@ def case(request, monkeypatch, x64):
     channels, out, groups, window, large = CASES[request.param]
     if large is not None:
         monkeypatch.setattr(convolution_cpu, "LARGE", large)
-        monkeypatch.setattr(convolution_cpu, "HUGE", large)
+        monkeypatch.setattr(convolution_cpu, "LARGE_IMAGE", large)
+        monkeypatch.setattr(convolution_cpu, "STRIP", 30 * channels)  # an image has 56 or 72 padded pixels
+        monkeypatch.setattr(convolution_cpu, "MOST_PIECES", 2)
     rng = np.random.default_rng(0)
-    x, dx = (jnp.asarray(rng.normal(size=(2, 6, 5, channels))) for _ in range(2))
+    x, dx = (jnp.asarray(rng.normal(size=(3, 6, 5, channels))) for _ in range(2))
     kernel, dkernel = (jnp.asarray(rng.normal(size=(3, 3, channels // groups, out))) for _ in range(2))
     assert differs_on_cpu(x, kernel, window, groups)
     return (x, kernel), (dx, dkernel), window, groups
