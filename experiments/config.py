@@ -39,6 +39,7 @@ class Tfds:
     """As TFDS has it, such as "cifar10", "imagenet2012:5.1.0" or, for detectors, "coco/2017" and "voc/2007"."""
     train_split: str = "train"
     val_split: str = "test"
+    """Of "coco/2017" take "validation": its test split has no annotations."""
     directory: Path | None = None
     """Where the prepared set lies; $JAXVISION_DATASETS or ./datasets by default."""
 

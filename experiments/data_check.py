@@ -38,9 +38,9 @@ def main() -> None:
     config: Config = tyro.extras.overridable_config_cli(available(), description=__doc__)
     if hasattr(config.data, "on_error"):
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, on_error="skip"))
-    task = {"detection": detection, "classification": classification}[model_task(config.model)]
+    sources = {"detection": detection.annotated, "classification": classification.sources}[model_task(config.model)]
     wrong = 0
-    for part, source in zip(("training", "validation"), task.sources(config)):
+    for part, source in zip(("training", "validation"), sources(config)):
         problems, classes, empty = check(source)
         wrong += len(problems)
         print(f"{part}: {len(source)} images, {empty} of them without objects, {len(problems)} problems")

@@ -30,10 +30,10 @@ def sources(config: Config) -> tuple[Any, Any]:
     settings = f"{config.data}-{wanted.max_regions}-{wanted.mode}-{wanted.min_side}".encode()
     name = f"{type(config.data).__name__}-{hashlib.sha256(settings).hexdigest()[:12]}"
     options = dict(mode=wanted.mode, max_regions=wanted.max_regions, min_side=wanted.min_side)
-    return tuple(
-        data.with_selective_search(source, folder / f"{name}-{part}.npz", **options)
-        for part, source in (("train", train), ("val", val))
-    )
+    searched = data.with_selective_search(train, folder / f"{name}-train.npz", **options)
+    if val is train:
+        return searched, searched
+    return searched, data.with_selective_search(val, folder / f"{name}-val.npz", **options)
 
 
 def annotated(config: Config) -> tuple[Any, Any]:
@@ -172,6 +172,11 @@ def evaluator(config: Config, model: nn.Module, source: Any) -> Callable[..., di
         if not terms:
             raise ValueError("none of the validation images could be read; see the log for the reasons")
         truth = part.ground_truth()
+        if not truth["annotations"]:
+            raise ValueError(
+                f"none of the {len(part)} validation images has an annotation: there is nothing to evaluate. Some sets "
+                "keep those of their test split to themselves; name another in data.val_split"
+            )
         figures = {
             f"val_{name}": float(np.average([term[name] for term in terms], weights=weights)) for name in terms[0]
         }

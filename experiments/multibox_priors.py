@@ -33,7 +33,7 @@ def shares(source, limit: int | None) -> np.ndarray:
 
 def main(config: tyro.conf.Positional[str], number: int = 64, seed: int = 0, limit: int | None = None) -> None:
     """config: its name. number: of priors. limit: look at the first so many images only."""
-    train, _ = detection.sources(available()[config][1])
+    train, _ = detection.annotated(available()[config][1])
     for prior in priors(shares(train, limit), number, seed=seed):
         print(f"{prior},")
 

@@ -28,7 +28,7 @@ from experiments.config import to_json, use_compilation_cache
 from experiments.evaluate import load_run
 from experiments.train import write_json
 from jaxvision import data, train
-from jaxvision.models.rcnn import region_codes
+from jaxvision.models.rcnn import RegionNetwork, region_codes
 from jaxvision.ops import boxes
 from jaxvision.typing import Regions
 
@@ -68,7 +68,7 @@ def look(model, variables, batches, *, num_classes: int) -> Seen:
     """Features of all true boxes and regions of the batches."""
 
     @jax.jit
-    def features(images, regions: Regions, targets):
+    def features(variables, images, regions: Regions, targets):
         both = Regions(
             jnp.concatenate([targets.boxes, regions.boxes], axis=1),
             jnp.concatenate([targets.valid, regions.valid], axis=1),
@@ -79,7 +79,7 @@ def look(model, variables, batches, *, num_classes: int) -> Seen:
     rows: list[tuple[np.ndarray, ...]] = []
     for batch in tqdm(batches, desc="features", leave=False, disable=None):
         targets, regions = batch["targets"], batch["regions"]
-        codes, maps, overlap = jax.device_get(features(batch["images"], regions, targets))
+        codes, maps, overlap = jax.device_get(features(variables, batch["images"], regions, targets))
         room = targets.boxes.shape[1]
         for row in np.flatnonzero(batch["valid"]):
             real, found = targets.valid[row], regions.valid[row]
@@ -89,7 +89,6 @@ def look(model, variables, batches, *, num_classes: int) -> Seen:
                 of_class[:, label] = np.maximum(of_class[:, label], values)
             near = iou.max(0, initial=0) > 0.6
             nearest = iou[:, near].argmax(0) if len(labels) else np.zeros(0, int)
-            true_boxes, near_boxes = targets.boxes[row][real][nearest], regions.boxes[row][found][near]
             rows.append(
                 (
                     codes[row, :room][real],
@@ -97,11 +96,13 @@ def look(model, variables, batches, *, num_classes: int) -> Seen:
                     codes[row, room:][found],
                     of_class,
                     maps[row, room:][found][near],
-                    np.asarray(boxes.encode(true_boxes, near_boxes)),
+                    targets.boxes[row][real][nearest],
+                    regions.boxes[row][found][near],
                     labels[nearest],
                 )
             )
-    return Seen(*(np.concatenate(parts) for parts in zip(*rows)))
+    *others, true_boxes, near_boxes, classes = (np.concatenate(parts) for parts in zip(*rows))
+    return Seen(*others, np.asarray(boxes.encode(true_boxes, near_boxes)), classes)
 
 
 def fit_machine(
@@ -133,10 +134,9 @@ def fit(seen: Seen, params: dict[str, Any], *, weights: tuple[float, ...], optio
 
     rng = np.random.default_rng(options.seed)
     scale = MEAN_NORM / np.linalg.norm(seen.regions, axis=1).mean()
-    score, shift = (
-        {name: np.array(leaf) for name, leaf in params[layer].items()} for layer in ("cls_score", "bbox_pred")
-    )
-    score["kernel"][:, 0], score["bias"][0] = 0, 0  # the background's margin
+    shift = {name: np.array(leaf) for name, leaf in params["bbox_pred"].items()}
+    # The margin over the background, of those that keep what they had.
+    score = {name: np.array(leaf - leaf[..., :1]) for name, leaf in params["cls_score"].items()}
     # Views of the outputs sorted by class.
     coefficients, intercepts = (shift[name].reshape(-1, len(score["bias"]), 4) for name in ("kernel", "bias"))
     for label in tqdm(range(seen.overlaps.shape[1]), desc="machines", leave=False, disable=None):
@@ -155,7 +155,11 @@ def fit(seen: Seen, params: dict[str, Any], *, weights: tuple[float, ...], optio
 
 def run(options: Options, output: Path) -> dict[str, float]:
     """Fit, evaluate, write; the figures of the evaluation."""
+    if output.resolve() == options.run.resolve():
+        raise ValueError(f"--output {output} is the run itself, whose results would be lost: choose another folder")
     config, model, variables, categories = load_run(options.run)
+    if not isinstance(getattr(model, "box_head", None), RegionNetwork):
+        raise ValueError(f"{options.run} is a run of {config.model}; the machines are those of an R-CNN")
     checkpointer = train.Checkpointer(output / "checkpoints")  # early: it fails where it cannot write
     train_source, val_source = detection.sources(config)
     if options.images is not None:

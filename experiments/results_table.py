@@ -6,10 +6,7 @@ and prints all that is there as the README's table; a test compares the two.
 
 import json
 import math
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script from anywhere
 
 import tyro
 

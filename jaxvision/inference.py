@@ -2,7 +2,7 @@
 
 A ``Detect`` is any function (variables, images [b, h, w, c], image_sizes [b, 2]) -> Detections: ``detect_with(model)``,
 or one that ``flipped_and_scaled`` or ``tiled`` made of another. They are pure, so they compose, and ``jax.jit`` takes
-them whole. Detectors that are given their regions take those as a fourth argument.
+them whole. A detector that is given its regions takes those as a fourth argument, and in no views but the image itself.
 """
 
 import functools
@@ -115,7 +115,7 @@ def tiled(detect: Detect, *, size: tuple[int, int], overlap: int | float = 0.25)
         count = 1 if length <= side else int(np.ceil((length - side) / (side * (1 - overlap)))) + 1
         return np.linspace(0, max(length - side, 0), count).round()
 
-    def detect_in_tiles(variables, images, image_sizes):
+    def detect_in_tiles(variables, images, image_sizes, regions=None):
         top, left = np.meshgrid(*(starts(n, side) for n, side in zip(images.shape[1:3], size)), indexing="ij")
         low = np.stack([left.ravel(), top.ravel()], axis=1).astype(np.float32)
         windows = jnp.asarray(np.concatenate([low, low + np.array(size[::-1], np.float32)], axis=1))
@@ -125,7 +125,7 @@ def tiled(detect: Detect, *, size: tuple[int, int], overlap: int | float = 0.25)
             inside = jnp.clip(true_size[None] - windows[:, 1::-1], 0, jnp.asarray(size, jnp.float32)[None])
             return windows, mirrored, inside
 
-        return _over_views(detect, views, lambda _: size)(variables, images, image_sizes)
+        return _over_views(detect, views, lambda _: size)(variables, images, image_sizes, regions)
 
     return detect_in_tiles
 
@@ -134,7 +134,9 @@ def _over_views(detect: Detect, views: Callable, canvas: Callable) -> Detect:
     """``detect`` in all views of each image at once, their boxes taken back into the image and merged."""
 
     @jax.jit
-    def detect_in_views(variables, images, image_sizes):
+    def detect_in_views(variables, images, image_sizes, regions=None):
+        if regions is not None:
+            raise ValueError("regions lie in the image, not in its views: give predict the detector itself")
         size = canvas(images.shape[1:3])
 
         def cut(image, image_size):

@@ -176,6 +176,33 @@ def test_rcnn_gets_its_machines(digit_scenes, tmp_path):
     np.testing.assert_array_equal(before["fc7"]["kernel"], after["fc7"]["kernel"])
     assert np.abs(np.asarray(before["cls_score"]["kernel"] - after["cls_score"]["kernel"])).max() > 0
     np.testing.assert_array_equal(after["cls_score"]["kernel"][:, 0], 0)
+    with pytest.raises(ValueError, match="the run itself"):
+        rcnn_svm.run(rcnn_svm.Options(config.output), config.output)
+
+
+def test_a_class_without_objects_keeps_its_margin_over_the_background():
+    rng = np.random.default_rng(0)
+    seen = rcnn_svm.Seen(
+        objects=rng.normal(size=(5, 4)),
+        labels=np.zeros(5, int),
+        regions=rng.normal(size=(30, 4)),
+        overlaps=np.zeros((30, 2)),
+        maps=rng.normal(size=(6, 7)),
+        offsets=rng.normal(size=(6, 4)),
+        classes=np.zeros(6, int),
+    )
+    params = {
+        "cls_score": {"kernel": rng.normal(size=(4, 3)), "bias": rng.normal(size=3)},
+        "bbox_pred": {"kernel": rng.normal(size=(7, 12)), "bias": rng.normal(size=12)},
+    }
+    fitted = rcnn_svm.fit(seen, params, weights=(10, 10, 5, 5), options=rcnn_svm.Options(Path("run")))
+    for name in ("kernel", "bias"):
+        old, new = params["cls_score"][name], fitted["cls_score"][name]
+        np.testing.assert_allclose(new[..., [0, 2]], (old - old[..., :1])[..., [0, 2]])
+        assert np.abs(new[..., 1] - (old[..., 1] - old[..., 0])).max() > 1e-3
+        old, new = (values["bbox_pred"][name].reshape(-1, 3, 4) for values in (params, fitted))
+        np.testing.assert_array_equal(new[:, [0, 2]], old[:, [0, 2]])
+        assert (new[:, 1] != old[:, 1]).any()
 
 
 def test_a_machine_finds_the_hard_negatives():

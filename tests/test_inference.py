@@ -159,6 +159,13 @@ def test_tiles_cover_a_large_image():
     np.testing.assert_allclose(sorted(map(tuple, boxes)), sorted((x, y, x + 8, y + 8) for x, y in corners), atol=1e-4)
 
 
+@pytest.mark.parametrize("views", [flipped_and_scaled, lambda detect: tiled(detect, size=(32, 32))])
+def test_views_of_given_regions_are_refused(views):
+    with pytest.raises(ValueError, match="give predict the detector itself"):
+        options = {"preprocessing": PLAIN, "regions": [np.zeros((0, 4), np.float32)]}
+        predict(views(brightest_blocks), {}, [picture(16, 16)], **options)
+
+
 def test_an_overlap_of_a_whole_tile_is_refused():
     with pytest.raises(ValueError, match="overlap=1"):
         tiled(brightest_blocks, size=(32, 32), overlap=1)

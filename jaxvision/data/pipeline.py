@@ -14,6 +14,7 @@ import grain
 import jax
 import numpy as np
 
+from jaxvision.data.regions import thinned
 from jaxvision.data.source import DetectionSource, Example, Source
 from jaxvision.data.transforms import central_crop, resize
 from jaxvision.typing import Regions, Targets
@@ -90,9 +91,7 @@ class Tally:
             first = reason not in self.counts
             self.counts[reason] += count
         if first:
-            logger.warning(
-                "%d objects of image %s left out: %s (further ones are only counted)", count, image_id, reason
-            )
+            logger.warning("%d boxes of image %s left out: %s (further ones are only counted)", count, image_id, reason)
 
 
 class Share:
@@ -167,7 +166,7 @@ def detection_batches(
             "targets": pad_targets(
                 example, image_size, max_objects, with_masks=with_masks, num_keypoints=num_keypoints, dropped=dropped
             ),
-            **({"regions": pad_regions(example, max_regions)} if max_regions else {}),
+            **({"regions": pad_regions(example, max_regions, dropped)} if max_regions else {}),
         }
 
     empty = {
@@ -183,7 +182,7 @@ def detection_batches(
             masks=np.zeros((max_objects, height, width), bool) if with_masks else None,
             keypoints=np.zeros((max_objects, num_keypoints, 3), np.float32) if num_keypoints else None,
         ),
-        **({"regions": pad_regions({"regions": np.zeros((0, 4))}, max_regions)} if max_regions else {}),
+        **({"regions": padded_regions(np.zeros((0, 4)), max_regions)} if max_regions else {}),
     }
     return batches(
         source,
@@ -328,17 +327,23 @@ def cover(example: Example, image_size: tuple[int, int]) -> Example:
     return central_crop(resize(example, size=(h, w)), size=image_size)
 
 
-def pad_regions(example: Example, max_regions: int) -> Regions:
-    """The first ``max_regions`` regions of an example."""
+def pad_regions(example: Example, max_regions: int, dropped: Tally) -> Regions:
+    """The regions of an example, at most ``max_regions`` of them, evenly from first to last."""
     if "regions" not in example:
         raise ValueError(
             f"regions were asked for, but image {example['image_id']} of this source has none: "
             "give it some with jaxvision.data.with_selective_search"
         )
-    kept = example["regions"][:max_regions]
-    boxes = np.zeros((max_regions, 4), np.float32)
-    boxes[: len(kept)] = kept
-    return Regions(boxes, np.arange(max_regions) < len(kept))
+    kept = thinned(example["regions"], max_regions)
+    surplus = len(example["regions"]) - len(kept)
+    dropped.add(f"more than max_regions={max_regions}", surplus, example["image_id"])
+    return padded_regions(kept, max_regions)
+
+
+def padded_regions(boxes: np.ndarray, room: int) -> Regions:
+    padded = np.zeros((room, 4), np.float32)
+    padded[: len(boxes)] = boxes
+    return Regions(padded, np.arange(room) < len(boxes))
 
 
 def pad_targets(

@@ -67,28 +67,33 @@ class PreparedDetection:
         return len(self.records)
 
     def __getitem__(self, index: SupportsIndex) -> Example:
-        index = range(len(self))[index]
         record = self.records[index]
-        image, objects = decode(record["image"]), record["objects"]
-        height, width = image.shape[:2]
+        image = decode(record["image"])
+        return {"image": image, **self._annotation(index, record, *image.shape[:2])}
+
+    def _annotation(self, index: SupportsIndex, record: dict[str, Any], height: int, width: int) -> Example:
+        objects = record["objects"]
         top, left, bottom, right = np.asarray(objects["bbox"], np.float32).reshape(-1, 4).T
         apart = np.zeros(len(top), bool)
         for flag in ("is_crowd", "is_difficult"):
             apart |= np.asarray(objects.get(flag, apart), bool)
         return {
-            "image": image,
-            "image_id": int(record.get("image/id", index)),
+            "image_id": int(record.get("image/id", range(len(self))[index])),
             "boxes": np.stack([left * width, top * height, right * width, bottom * height], axis=1),
             "labels": np.asarray(objects["label"], np.int32).reshape(-1),
             "iscrowd": apart,
         }
 
     def ground_truth(self, indices: Iterable[SupportsIndex] | None = None) -> dict[str, Any]:
-        """The truth of the chosen images (all by default) in COCO format; label k has the category id k + 1."""
+        """The truth of the chosen images (all by default) in COCO format; label k has the category id k + 1. Of the
+        images only the headers are read."""
         chosen = range(len(self)) if indices is None else indices
-        return ground_truth_of(
-            (self[index] for index in chosen), categories=self.categories, category_ids=self.category_ids
-        )
+        return ground_truth_of(map(self._truth, chosen), categories=self.categories, category_ids=self.category_ids)
+
+    def _truth(self, index: SupportsIndex) -> Example:
+        record = self.records[index]
+        width, height = Image.open(io.BytesIO(record["image"])).size
+        return {"size": (height, width), **self._annotation(index, record, height, width)}
 
 
 def open_split(name: str, split: str, data_dir: str | os.PathLike | None) -> tuple[Any, Any]:

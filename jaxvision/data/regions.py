@@ -5,7 +5,7 @@ import concurrent.futures
 import json
 import os
 import pathlib
-import tempfile
+import zipfile
 from collections.abc import Iterable, Sequence
 from typing import Any, SupportsIndex
 
@@ -16,7 +16,7 @@ from jaxvision.data.source import DetectionSource, Example
 
 __all__ = ["WithRegions", "selective_search", "with_selective_search"]
 
-FAST = dict(base_k=50, inc_k=50, sigma=0.8)  # R-CNN's thresholds, which OpenCV's defaults are not
+SCALES = dict(base_k=50, inc_k=50, sigma=0.8)  # thresholds of 50, 100 and 150; R-CNN's were 50 and 100
 
 
 def selective_search(
@@ -36,17 +36,22 @@ def selective_search(
     search = _opencv().ximgproc.segmentation.createSelectiveSearchSegmentation()
     search.setBaseImage(np.ascontiguousarray(image[:, :, ::-1]))
     if mode == "fast":
-        search.switchToSelectiveSearchFast(**FAST)
+        search.switchToSelectiveSearchFast(**SCALES)
     else:
-        search.switchToSelectiveSearchQuality(**FAST)
+        search.switchToSelectiveSearchQuality(**SCALES)
     found = np.asarray(search.process(), np.float32).reshape(-1, 4)
     found = found[(found[:, 2:] >= max(min_side, 1)).all(1)]
     boxes = np.concatenate([found[:, :2], found[:, :2] + found[:, 2:]], axis=1)
     boxes = np.unique(boxes, axis=0)  # sorted, as OpenCV's own order is random
     boxes = boxes[np.argsort(-(boxes[:, 2:] - boxes[:, :2]).prod(1), kind="stable")]
-    if len(boxes) > max_regions:
-        boxes = boxes[np.linspace(0, len(boxes) - 1, max_regions).round().astype(int)]
-    return boxes
+    return thinned(boxes, max_regions)
+
+
+def thinned(boxes: np.ndarray, count: int) -> np.ndarray:
+    """At most ``count`` of the boxes, evenly from first to last."""
+    if len(boxes) <= count:
+        return boxes
+    return boxes[np.linspace(0, len(boxes) - 1, count).round().astype(int)]
 
 
 class WithRegions:
@@ -85,37 +90,47 @@ def with_selective_search(
     threads as there are processors, and written there.
 
     The file is written under another name and renamed, so it is whole or not there.
-    Raises: ValueError if the file is of other settings or of a source of another length.
+    Where the source passes over a bad file, nothing is written, so that the mended file is searched next time.
+    Raises: ValueError if the file is damaged, of other settings or of a source of another length.
     """
     path = pathlib.Path(cache)
     settings = {"mode": mode, "max_regions": max_regions, "min_side": min_side, "images": len(source)}
     if path.exists():
-        with np.load(path) as file:
-            saved = json.loads(str(file["settings"]))
-            boxes, counts = file["boxes"], file["counts"]
+        try:
+            with path.open("rb") as stream, np.load(stream) as file:
+                saved = json.loads(str(file["settings"]))
+                boxes, counts = file["boxes"], file["counts"]
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} is no file of regions ({error}): remove it to search anew") from error
         if saved != settings:
             raise ValueError(f"{path} holds the regions of {saved}, not of {settings}: remove it to search anew")
         return WithRegions(source, np.split(boxes, np.cumsum(counts)[:-1]))
 
-    def search(index: int) -> np.ndarray:
+    def search(index: int) -> np.ndarray | None:
         example = source[index]
         if example is None:  # a bad file that the source passes over
-            return np.zeros((0, 4), np.float32)
+            return None
         return selective_search(example["image"], mode=mode, max_regions=max_regions, min_side=min_side)
 
     _opencv().setNumThreads(1)  # the images are what is spread over the processors
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         searches = pool.map(search, range(len(source)))
-        regions = list(tqdm(searches, "selective search", len(source), leave=False, disable=None))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
-        np.savez_compressed(
-            file,
-            settings=json.dumps(settings),
-            boxes=np.concatenate([*regions, np.zeros((0, 4), np.float32)]),
-            counts=np.array([len(boxes) for boxes in regions]),
-        )
-    os.replace(file.name, path)
+        found = list(tqdm(searches, "selective search", len(source), leave=False, disable=None))
+    nothing = np.zeros((0, 4), np.float32)
+    regions = [nothing if boxes is None else boxes for boxes in found]
+    if not any(boxes is None for boxes in found):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{os.getpid()}.{path.name}")
+        try:
+            np.savez_compressed(
+                unfinished,
+                settings=json.dumps(settings),
+                boxes=np.concatenate([*regions, nothing]),
+                counts=np.array([len(boxes) for boxes in regions]),
+            )
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
     return WithRegions(source, regions)
 
 

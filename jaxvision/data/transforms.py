@@ -166,7 +166,7 @@ def crop(example: Example, *, top: int, left: int, size: tuple[int, int]) -> Exa
     """The window of ``size`` at (top, left), which must lie inside the image.
 
     Boxes are clipped to the window, not tightened to what is left of the mask.  Objects of which nothing is left
-    (of the mask where there are masks, else of the box) are dropped; keypoints outside become 0, 0, 0.
+    (of the mask where there are masks, else of the box) are dropped, and regions; keypoints outside become 0, 0, 0.
     """
     height, width = example["image"].shape[:2]
     if not (0 <= top <= height - size[0] and 0 <= left <= width - size[1]):
@@ -176,8 +176,6 @@ def crop(example: Example, *, top: int, left: int, size: tuple[int, int]) -> Exa
     for name in PLANES:
         if name in example:
             cropped[name] = example[name][..., rows, columns]
-    if "boxes" not in example:
-        return cropped
     origin = np.array([left, top], np.float32)
     limit = np.array([size[1], size[0]] * 2, np.float32)
     for name in BOXES:
@@ -187,9 +185,11 @@ def crop(example: Example, *, top: int, left: int, size: tuple[int, int]) -> Exa
         points, flags = example["keypoints"][..., :2] - origin, example["keypoints"][..., 2:]
         seen = (flags > 0) & ((points >= 0) & (points <= limit[:2])).all(-1, keepdims=True)
         cropped["keypoints"] = np.where(seen, np.concatenate([points, flags], axis=-1), np.float32(0))
-    left_over = has_area(cropped["boxes"])
     if "regions" in cropped:
         cropped["regions"] = cropped["regions"][has_area(cropped["regions"])]
+    if "boxes" not in cropped:
+        return cropped
+    left_over = has_area(cropped["boxes"])
     if "masks" in example:
         left_over &= cropped["masks"].any((1, 2))
     for name in ("boxes", "labels", "iscrowd", "masks", "keypoints"):

@@ -4,7 +4,8 @@ that come from outside, such as those of selective search, are pooled from its l
 ``fastrcnn_vgg16`` is the paper's network: RoIPool of 7 x 7 cells from conv5_3, two dense layers of 4,096 with dropout,
 class scores and a box for each class; section 2.3's sampling and loss. Deviations: offsets are divided by the constant
 standard deviations (0.1, 0.1, 0.2, 0.2) of the author's later code instead of the training set's own, regions are
-sampled in each image instead of over a batch of two. ``fastrcnn_fpn`` is the same on a feature pyramid, as Detectron
+sampled in each image instead of over a batch of two, and all convolutions learn (the paper leaves conv1 and conv2 as
+they were; an optimiser's mask freezes them). ``fastrcnn_fpn`` is the same on a feature pyramid, as Detectron
 has it. Parameter count: VGG-16's convolutions and the four dense layers at VOC's 20 classes.
 """
 

@@ -53,8 +53,9 @@ class StageHead(nn.Module):
 def rcnn_c4(
     network: ResNet, *, num_classes: int, rpn: RPN | None = None, axis_name: str | None = None, **options
 ) -> GeneralizedRCNN:
-    """Faster R-CNN on the map c4 of a ResNet, whose last stage becomes the head. ``options`` go to
-    ``GeneralizedRCNN``."""
+    """Faster R-CNN on the map c4 of a ResNet, whose last stage, undilated, becomes the head. ``options`` go to
+    ``GeneralizedRCNN``. Raises: ValueError if the network does not have four stages."""
+    _check_stages(network)
     *kept, last = network.stage_sizes
     head = StageHead(num_classes, network.first_block(4), last)
     return _on_last_map(network.clone(stage_sizes=tuple(kept)), head, rpn, axis_name, **options)
@@ -69,9 +70,16 @@ def rcnn_dc5(
     axis_name: str | None = None,
     **options,
 ) -> GeneralizedRCNN:
-    """Faster R-CNN on the map c5 of a ResNet, whose last stage is dilated. ``options`` go to ``GeneralizedRCNN``."""
+    """Faster R-CNN on the map c5 of a ResNet, whose last stage alone is dilated. ``options`` go to ``GeneralizedRCNN``.
+    Raises: ValueError if the network does not have four stages."""
+    _check_stages(network)
     dilated = network.clone(dilate=(False, False, True), dilate_first=True)
     return _on_last_map(dilated, BoxHead(num_classes, box_hidden), rpn, axis_name, **options)
+
+
+def _check_stages(network: ResNet) -> None:
+    if len(network.stage_sizes) != 4:
+        raise ValueError(f"a ResNet of four stages is needed, not of {len(network.stage_sizes)}")
 
 
 def _on_last_map(

@@ -140,7 +140,8 @@ class GeneralizedRCNN(nn.Module):
         """The sum of the losses of all parts, and each of them by name. Needs ``rngs={"sample": key}``.
 
         ``train`` decides about batch statistics only, so the loss of validation data is the same function.
-        Images without objects are negative examples. No gradient flows through the proposals' coordinates.
+        Images without objects are negative examples, with ``background_iou`` above 0 of the proposals only. No gradient
+        flows through the proposals' coordinates.
         """
         sizes = sizes_or_whole(image_sizes, images)
         targets = at_least_one(targets)

@@ -113,6 +113,8 @@ class ResNet(nn.Module):
     def __call__(
         self, images: Float[Array, "b h w c"], *, train: bool = False
     ) -> tuple[Float[Array, "b k"], dict[str, Float[Array, "b _ _ _"]]]:
+        if len(self.stage_sizes) > 4:
+            raise ValueError(f"stage_sizes={self.stage_sizes}: a ResNet has at most four stages")
         x = Conv(self.width, 7, strides=2, padding=3, use_bias=False, name="conv1")(images)
         x = nn.relu(self._norm().clone(name="bn1", parent=self)(x, train=train))
         features = {"c1": x}

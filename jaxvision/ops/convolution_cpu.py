@@ -30,7 +30,7 @@ LARGE = 2**20
 # 28 x 28, 128 channels 8 and 12. One image of 120 x 160 with 256 channels: 161 and 111.
 LARGE_IMAGE = 2**17
 STRIP = 2**19
-MOST_PIECES = 32  # of a batch: each is an instruction to compile
+MOST_PIECES = 64  # each is an instruction to compile
 
 
 class Window(NamedTuple):
@@ -64,7 +64,7 @@ def differs_on_cpu(x, kernel, window, groups):
 
 
 def _in_large_images(x):
-    return math.prod(x.shape[1:]) >= LARGE_IMAGE
+    return x.size > 0 and math.prod(x.shape[1:]) >= LARGE_IMAGE
 
 
 def _narrow(channels, window):
@@ -128,8 +128,9 @@ def _in_strips(x, kernel, window):
     x = jnp.pad(x, ((0, 0), (top, top), (left, left), (0, 0)))
     reach = dilation * (kernel.shape[0] - 1) + 1
     height = (x.shape[1] - reach) // step + 1
-    rows = -(-height // -(-math.prod(x.shape[1:]) // STRIP))
     images = -(-len(x) // MOST_PIECES)
+    strips = min(-(-math.prod(x.shape[1:]) // STRIP), max(MOST_PIECES // len(x), 1))
+    rows = -(-height // strips)
 
     def piece(first, above):
         below = min(above + rows, height)

@@ -171,7 +171,7 @@ def test_300_objects_with_room_for_100(caplog):
         targets = next(batches)["targets"]
     assert targets.valid.all() and targets.labels.tolist() == [list(range(200, 300))] * 4
     assert batches.dropped == {"more than max_objects=100": 800}
-    assert "200 objects of image" in caplog.text and "more than max_objects=100" in caplog.text
+    assert "200 boxes of image" in caplog.text and "more than max_objects=100" in caplog.text
 
 
 def test_each_epoch_is_another_order_of_everything():

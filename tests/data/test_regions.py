@@ -7,10 +7,10 @@ from jaxvision import data
 
 
 class Squares:
-    """Three images of a bright square on dark ground; the second cannot be read."""
+    """Three images of a bright square on dark ground."""
 
     categories, category_ids = ("square",), (1,)
-    corners = ((10, 12), None, (30, 5))
+    corners = ((10, 12), (2, 40), (30, 5))
 
     def __len__(self):
         return len(self.corners)
@@ -65,17 +65,36 @@ def test_other_images_are_refused(image):
 def test_regions_of_a_source_are_searched_once(tmp_path, monkeypatch):
     cache = tmp_path / "deep" / "regions.npz"
     searched = data.with_selective_search(Squares(), cache, max_regions=50)
-    assert searched[1] is None and len(searched) == 3
+    assert len(searched) == 3
     assert [path.name for path in cache.parent.iterdir()] == ["regions.npz"]
     monkeypatch.setattr("jaxvision.data.regions.selective_search", None)
     again = data.with_selective_search(Squares(), cache, max_regions=50)
-    for index in (0, 2):
+    for index in range(3):
         np.testing.assert_array_equal(again[index]["regions"], searched[index]["regions"])
     assert again.ground_truth([0]) == {"images": [0]}
     with pytest.raises(ValueError, match="remove it to search anew"):
         data.with_selective_search(Squares(), cache, max_regions=51)
     with pytest.raises(ValueError, match="regions for 1"):
         data.WithRegions(Squares(), [np.zeros((0, 4))])
+    cache.write_bytes(cache.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"regions\.npz is no file of regions .*: remove it"):
+        data.with_selective_search(Squares(), cache, max_regions=50)
+
+
+def test_a_mended_file_is_searched_again(tmp_path, monkeypatch):
+    cache = tmp_path / "regions.npz"
+    monkeypatch.setattr(Squares, "corners", ((10, 12), None, (30, 5)))  # the second cannot be read
+    searched = data.with_selective_search(Squares(), cache)
+    assert searched[1] is None and len(searched[2]["regions"]) and not cache.exists()
+    monkeypatch.undo()
+    assert len(data.with_selective_search(Squares(), cache)[1]["regions"]) and cache.exists()
+
+
+def test_an_interrupted_search_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(np, "savez_compressed", lambda file, **_: file.write_bytes(b"half") and 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        data.with_selective_search(Squares(), tmp_path / "regions.npz")
+    assert not list(tmp_path.iterdir())
 
 
 def test_regions_move_with_the_image():
@@ -94,12 +113,23 @@ def test_regions_move_with_the_image():
 def test_batches_hold_regions_padded():
     regions = [np.array([[0, 0, 9, 9], [1, 2, 3, 4]], np.float32), np.zeros((0, 4)), np.zeros((0, 4))]
     options = dict(
-        batch_size=3, image_size=(60, 80), max_objects=2, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), with_masks=False
+        batch_size=4, image_size=(60, 80), max_objects=2, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), with_masks=False
     )
     batch = next(data.detection_batches(data.WithRegions(Squares(), regions), max_regions=4, **options))
-    assert batch["regions"].boxes.shape == (3, 4, 4)
-    assert batch["regions"].valid.tolist() == [[True, True, False, False], [False] * 4, [False] * 4]
+    assert batch["regions"].boxes.shape == (4, 4, 4) and batch["valid"].tolist() == [True, True, True, False]
+    assert batch["regions"].valid.tolist() == [[True, True, False, False], [False] * 4, [False] * 4, [False] * 4]
     np.testing.assert_array_equal(batch["regions"].boxes[0, :2], regions[0])
     assert "regions" not in next(data.detection_batches(Squares(), **options))
     with pytest.raises(ValueError, match="with_selective_search"):
         next(data.detection_batches(Squares(), max_regions=4, workers=0, **options))
+
+
+def test_too_many_regions_are_thinned_and_counted(caplog):
+    regions = [np.arange(5)[:, None] + np.array([[0, 0, 8, 9]], np.float32)] * 3
+    batches = data.detection_batches(
+        data.WithRegions(Squares(), regions), max_regions=3, batch_size=3, image_size=(60, 80), max_objects=2,
+        mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), with_masks=False, workers=0,
+    )  # fmt: skip
+    batch = next(batches)
+    np.testing.assert_array_equal(batch["regions"].boxes, [regions[0][[0, 2, 4]]] * 3)
+    assert batches.dropped == {"more than max_regions=3": 6} and "2 boxes of image 0 left out" in caplog.text

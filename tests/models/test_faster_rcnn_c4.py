@@ -128,6 +128,14 @@ def test_every_block_of_the_last_stage_is_dilated():
     assert dilations(rcnn_dc5(network, num_classes=3).backbone) == [(2, 1)] * 3
 
 
+@pytest.mark.parametrize("compose", [rcnn_c4, rcnn_dc5])
+def test_networks_of_other_depths_are_refused(compose):
+    with pytest.raises(ValueError, match="four stages is needed, not of 3"):
+        compose(ResNet((1, 1, 1), "basic"), num_classes=3)
+    with pytest.raises(ValueError, match="at most four stages"):
+        jax.eval_shape(ResNet((1,) * 5, "basic").init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+
+
 def test_backbones_by_name():
     deep = jv.get_model("fasterrcnn_c4", backbone="resnet101", axis_name="data")
     assert deep.backbone.stage_sizes == (3, 4, 23) and not deep.backbone.stride_in_1x1
