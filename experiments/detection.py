@@ -1,7 +1,6 @@
 """Detection as a task: sources, batches, loss, evaluation and pictures for ``train.py``, ``evaluate.py`` and
 ``predict.py``."""
 
-import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterator
@@ -16,7 +15,8 @@ from tqdm import tqdm
 from experiments.augmentation import transforms
 from experiments.config import Coco, Config, DigitScenes, Tfds, Voc
 from jaxvision import data, evaluate, visualize
-from jaxvision.typing import Variables
+from jaxvision.inference import detect_with
+from jaxvision.typing import Detections, Variables
 
 
 def sources(config: Config) -> tuple[Any, Any]:
@@ -125,19 +125,14 @@ def given(batch: dict[str, Any]) -> dict[str, Any]:
     return {"regions": batch["regions"]} if "regions" in batch else {}
 
 
-@functools.cache
-def detector(model: nn.Module) -> Callable:
-    """``detect(variables, batch)``, compiled once a model and shape."""
-
-    def detect(variables, batch):
-        return model.apply(variables, batch["images"], batch["image_sizes"], **given(batch), method="detect")
-
-    return jax.jit(detect)
+def detect(model: nn.Module, variables: Variables, batch: dict[str, Any]) -> Detections:
+    """What the model finds in a batch, fetched; compiled once a model and shape."""
+    found = detect_with(model)(variables, batch["images"], batch["image_sizes"], *given(batch).values())
+    return jax.device_get(found)
 
 
 def evaluator(config: Config, model: nn.Module, source: Any) -> Callable[..., dict[str, float]]:
     """``evaluate(variables, images=None)``: COCO figures and validation losses on the first so many images (all)."""
-    detect = detector(model)
     losses = jax.jit(
         lambda variables, batch: model.apply(
             variables,
@@ -155,7 +150,7 @@ def evaluator(config: Config, model: nn.Module, source: Any) -> Callable[..., di
         results, terms, weights = [], [], []
         batches = validation_batches(config, part)
         for batch in tqdm(batches, desc="evaluate", leave=False, disable=None):
-            found = jax.device_get(detect(variables, batch))
+            found = detect(model, variables, batch)
             results += evaluate.to_results(
                 found,
                 image_ids=batch["image_ids"],
@@ -195,11 +190,10 @@ def pictures(
     config: Config, model: nn.Module, variables: Variables, source: Any, count: int, *, min_score: float = 0.5
 ) -> Iterator[tuple[str, np.ndarray]]:
     """(name, RGB picture) of the predictions on the first validation images."""
-    detect = detector(model)
     names = ("object",) if getattr(model, "class_agnostic", False) else source.categories
     part = data.Subset(source, range(min(count, len(source))))
     for batch in validation_batches(config, part):
-        found = jax.device_get(detect(variables, batch))
+        found = detect(model, variables, batch)
         for row in np.flatnonzero(batch["valid"]):
             height, width = (int(side) for side in batch["image_sizes"][row])
             image = np.asarray(batch["images"][row][:height, :width]) * np.array(config.std) + np.array(config.mean)
