@@ -59,16 +59,17 @@ def differs_on_cpu(x, kernel, window, groups):
     """Whether ``conv_on_cpu`` does anything but ``conv_xla``."""
     if groups > 1:
         return True
-    worth_it = kernel.shape[2] >= BLOCK  # not so for the three channels of an image
-    return _in_large_images(x) or (worth_it and any(_narrow(channels, window) for channels in kernel.shape[2:]))
+    return _in_large_images(x) or any(_narrow(kernel, axis, window) for axis in (2, 3))
 
 
 def _in_large_images(x):
     return x.size > 0 and math.prod(x.shape[1:]) >= LARGE_IMAGE
 
 
-def _narrow(channels, window):
-    return channels < NARROW and window.strides == window.dilation == (1, 1)
+def _narrow(kernel, axis, window):
+    """Whether the kernel has few channels in (axis 2) or out (3). The three channels of an image are left to XLA."""
+    few = kernel.shape[axis] < NARROW and kernel.shape[2] >= BLOCK
+    return few and window.strides == window.dilation == (1, 1)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
@@ -76,7 +77,7 @@ def conv_on_cpu(x, kernel, window, groups):
     """``conv_xla`` by other means. Bilinear; every derivative, of any order, exists."""
     if groups > 1:
         return _in_groups(x, kernel, window, groups)
-    if _narrow(kernel.shape[3], window):
+    if _narrow(kernel, 3, window):
         return conv_xla(x, kernel, window, 1, pad_below=1)[:, :-1]  # one row more keeps it from the library
     return conv_xla(x, kernel, window, 1)
 
@@ -97,9 +98,7 @@ def _along_image(x, kernel, window, groups):
     """The formulation whose transpose makes a fast gradient with respect to the image."""
     if groups > 1:
         return _in_groups(x, kernel, window, groups)
-    if _narrow(
-        kernel.shape[2], window
-    ):  # the transpose of padding apart is a convolution that XLA keeps from the library
+    if _narrow(kernel, 2, window):  # the transpose of padding apart is a convolution that XLA keeps from the library
         top, left = window.padding
         x = jnp.pad(x, ((0, 0), (top, top), (left, left), (0, 0)))
         return conv_xla(x, kernel, window._replace(padding=(0, 0)), 1)
