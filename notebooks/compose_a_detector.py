@@ -19,7 +19,7 @@
 # function from pixels to boxes, so three things are then a few lines each: to watch how anchors and proposals find
 # their objects, to ask which pixels a detection stands on, and to look for a patch that it takes for one.
 #
-# Install: `pip install "jaxvision-flax[notebooks]"`. Runs offline on a CPU in about a minute.
+# Install: `pip install "jaxvision-flax[notebooks]"`. Runs offline on a CPU in one to two minutes.
 
 # %%
 import functools
