@@ -4,6 +4,12 @@ The coordinate convention, stated once for the whole library: boxes are ``xyxy``
 in pixels of the (padded) input image, and continuous: the image spans ``[0, w] x [0, h]``, the pixel in column ``i``
 covers ``[i, i + 1]`` and has its centre at ``i + 0.5``, and a box is ``right - left`` wide (no "+1"). Other formats
 carry a suffix (``_cxcywh``). Images are NHWC. Labels are contiguous ``0 ... K-1``; background never leaves a model.
+
+Masks of the ground truth lie on a grid that spans a frame of their own: row i of an m x m mask whose frame reaches from
+``top`` to ``bottom`` covers ``[top + i * h / m, top + (i + 1) * h / m]`` with ``h = bottom - top``, columns likewise, and
+each cell holds the share of it that the object covers. The frame is the object's box as the data set has it; it moves
+with the image and is never clipped, so it may reach beyond a cropped image, where the box does not. Without frames
+a mask is a plane, and spans the padded input.
 """
 
 from collections.abc import Mapping
@@ -11,12 +17,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int, Key
+from jaxtyping import Bool, Float, Int, Key, UInt8
 
 Array = jax.Array | np.ndarray
 Variables = Mapping[str, Any]  # Flax variables: {"params": ..., "batch_stats": ...}
 
-__all__ = ["Array", "Bool", "Detections", "Float", "Int", "Key", "Regions", "Targets", "Variables"]
+__all__ = ["Array", "Bool", "Detections", "Float", "Int", "Key", "Regions", "Targets", "UInt8", "Variables"]
 
 
 class Targets(NamedTuple):
@@ -28,7 +34,9 @@ class Targets(NamedTuple):
     boxes: Float[Array, "*b n 4"]  # xyxy, pixels of the padded input
     labels: Int[Array, "*b n"]  # 0 ... K-1
     valid: Bool[Array, "*b n"]
-    masks: Bool[Array, "*b n h w"] | None = None  # in the plane of the padded input
+    # Planes of the padded input (bool, or float in [0, 1]), or, with mask_boxes, shares of 255 on the frames' grids.
+    masks: Bool[Array, "*b n h w"] | Float[Array, "*b n h w"] | UInt8[Array, "*b n m m"] | None = None
+    mask_boxes: Float[Array, "*b n 4"] | None = None  # the masks' frames; None where masks are planes
     keypoints: Float[Array, "*b n k 3"] | None = None  # x, y in pixels, visibility 0, 1 or 2 as in COCO
 
 

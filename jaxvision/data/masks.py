@@ -1,0 +1,57 @@
+"""Masks on their own boxes: how much of each cell of a grid the object covers, from run lengths, without its plane."""
+
+import numpy as np
+
+from jaxvision.data.source import Example
+from jaxvision.typing import Bool, Float, Int, UInt8
+
+__all__ = ["coverage", "on_boxes", "runs_of"]
+
+
+def coverage(
+    runs: Int[np.ndarray, " r"], size: tuple[int, int], box: Float[np.ndarray, "4"], *, side: int
+) -> UInt8[np.ndarray, "side side"]:
+    """The share of each cell of a ``side`` x ``side`` grid over ``box`` that the mask covers, 0 ... 255.
+
+    runs: lengths of the runs of zeros and ones in turn, zeros first, down the columns of a mask of ``size`` = (height,
+    width). box: xyxy in pixels, inside the mask. Exact up to the rounding: a pixel that lies in two cells counts in
+    each by its part. A box without area gives zeros.
+    """
+    left, top, right, bottom = np.asarray(box, np.float64).tolist()
+    if right <= left or bottom <= top:
+        return np.zeros((side, side), np.uint8)
+    # The number of ones before each place is linear between the ends of the runs, inside pixels too.
+    ends = np.concatenate([[0], np.cumsum(runs)])
+    ones = np.concatenate([[0], np.cumsum(np.where(np.arange(len(runs)) % 2, runs, 0))])
+    first, last = int(np.floor(left)), int(np.ceil(right))
+    rows = np.linspace(top, bottom, side + 1)
+    columns = np.arange(first, last)
+    before = np.interp((columns[:, None] * size[0] + rows).ravel(), ends, ones).reshape(-1, side + 1)
+    in_columns = np.diff(before, axis=1)  # ones of each column between two rows of the grid's lines
+    before = np.concatenate([np.zeros((1, side)), np.cumsum(in_columns, axis=0)])
+    places = np.linspace(left, right, side + 1) - first
+    whole = np.minimum(places.astype(int), last - first - 1)
+    before = before[whole] + (places - whole)[:, None] * in_columns[whole]
+    cells = np.diff(before, axis=0).T * (side * side / ((right - left) * (bottom - top)))
+    return np.round(255 * np.clip(cells, 0, 1)).astype(np.uint8)
+
+
+def runs_of(mask: Bool[np.ndarray, "h w"]) -> Int[np.ndarray, " r"]:
+    """The run lengths that ``coverage`` takes, of a mask in a plane."""
+    flat = np.concatenate([[False], mask.T.ravel()])  # the first run is one of zeros
+    changes = np.flatnonzero(flat[1:] != flat[:-1])
+    return np.diff(np.concatenate([[0], changes, [flat.size - 1]]))
+
+
+def on_boxes(example: Example, side: int) -> Example:
+    """The example with its planes of masks moved to grids on the objects' boxes; one that has grids stays as it is.
+
+    Raises: ValueError if it has grids of another side.
+    """
+    masks, boxes = example["masks"], example["boxes"]
+    if "mask_boxes" in example:
+        if masks.shape[1] != side:
+            raise ValueError(f"the source's masks have {masks.shape[1]} cells a side, but {side} were asked for")
+        return example
+    grids = [coverage(runs_of(mask), mask.shape, box, side=side) for mask, box in zip(masks, boxes)]
+    return {**example, "masks": np.array(grids, np.uint8).reshape(-1, side, side), "mask_boxes": boxes}

@@ -1,0 +1,62 @@
+"""Masks on their own boxes: shares of cells against a slow sum, however the mask was given."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxvision.data.masks import coverage, on_boxes, runs_of
+
+
+def slow_coverage(mask, box, side):
+    """The share of each cell, as the sum over pixels of what they have in common with it."""
+    left, top, right, bottom = box
+
+    def shares(low, high, length):
+        lines = np.linspace(low, high, side + 1)
+        pixel = np.arange(length)
+        common = np.minimum(pixel + 1, lines[1:, None]) - np.maximum(pixel, lines[:-1, None])
+        return np.clip(common, 0, None) / ((high - low) / side)
+
+    return shares(top, bottom, mask.shape[0]) @ mask @ shares(left, right, mask.shape[1]).T
+
+
+@settings(deadline=None, max_examples=60)
+@given(seed=st.integers(0, 10**6), side=st.integers(1, 9))
+def test_shares_are_exact(seed, side):
+    rng = np.random.default_rng(seed)
+    height, width = rng.integers(1, 30, 2)
+    mask = rng.random((height, width)) < rng.random()
+    left, right = np.sort(rng.uniform(0, width, 2))
+    top, bottom = np.sort(rng.uniform(0, height, 2))
+    box = np.array([left, top, right, bottom])
+    got = coverage(runs_of(mask), (int(height), int(width)), box, side=side)
+    np.testing.assert_allclose(got, 255 * slow_coverage(mask, box, side), atol=0.5 + 1e-6)
+
+
+def test_whole_pixels_are_kept_exactly():
+    mask = np.random.default_rng(0).random((6, 6)) < 0.5
+    grid = coverage(runs_of(mask), (6, 6), np.array([0.0, 0, 6, 6]), side=6)
+    np.testing.assert_array_equal(grid, 255 * mask)
+    finer = coverage(runs_of(mask), (6, 6), np.array([0.0, 0, 6, 6]), side=18)
+    np.testing.assert_array_equal(finer, 255 * np.kron(mask, np.ones((3, 3), bool)))
+
+
+@pytest.mark.parametrize("box", [(3, 3, 3, 5), (3, 3, 5, 3), (4, 4, 2, 2)])
+def test_boxes_without_area_give_zeros(box):
+    assert not coverage(runs_of(np.ones((8, 8), bool)), (8, 8), np.array(box, np.float64), side=4).any()
+
+
+def test_planes_move_to_their_boxes_once():
+    planes = np.zeros((2, 8, 8), bool)
+    planes[0, 2:6, 1:5] = planes[1, :, :4] = True
+    boxes = np.array([[1, 2, 5, 6], [0, 0, 8, 8]], np.float32)
+    example = {"image": np.zeros((8, 8, 3), np.uint8), "boxes": boxes, "masks": planes}
+    moved = on_boxes(example, 4)
+    np.testing.assert_array_equal(moved["masks"][0], np.full((4, 4), 255))
+    np.testing.assert_array_equal(moved["masks"][1], np.repeat([[255, 255, 0, 0]], 4, axis=0))
+    assert moved["mask_boxes"] is boxes and on_boxes(moved, 4) is moved
+    with pytest.raises(ValueError, match="4 cells a side, but 7"):
+        on_boxes(moved, 7)
+    nothing = on_boxes(example | {"boxes": boxes[:0], "masks": planes[:0]}, 4)
+    assert nothing["masks"].shape == (0, 4, 4)
