@@ -163,14 +163,18 @@ class Config:
     """Weights of a detector's backbone alone, such as "resnet50/IMAGENET1K_V2"."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    image_size: tuple[int, int] = (800, 1344)
-    """Height and width that every image is shrunk to fit and padded to: the one shape that compiles."""
+    image_size: tuple[tuple[int, int], ...] = ((800, 1344), (1344, 800))
+    """Height and width of the shapes that images are shrunk to fit and padded to, each the one whose aspect is nearest;
+    a batch has one shape, and each compiles once. Classifiers take one."""
     resize: tuple[int, int] | None = None
     """Shorter and longest side that detection images are first resized to; None only shrinks what does not fit."""
     eval_crop: float = 1.0
     """Classifiers validate on the middle of the image, this share of its shorter side: 0.875 for 224 pixels of 256."""
     max_objects: int = 100
     """Objects an image at most; of more the largest stay, and the number dropped is logged."""
+    mask_side: int | None = 112
+    """Cells a side of the masks that train, each on its object's own box; None for planes of the whole image, which take
+    8 to 80 times the memory."""
     selective_search: SelectiveSearch = SelectiveSearch()
     augmentation: Augmentation = Augmentation()
     label_smoothing: float = 0.0
@@ -187,6 +191,7 @@ class Config:
     eval_images: int | None = None
     """Validate on the first so many images while training; the end always takes all."""
     eval_batch_size: int = 8
+    """Images a device at a time in validation."""
     best_metric: str | None = None
     """The validation figure by which the best checkpoint is kept, such as "bbox/AP"."""
     checkpoint_every: int = 1_000
@@ -196,7 +201,9 @@ class Config:
     """Use the first so many devices; all by default, and with several processes."""
     distributed: Distributed = Distributed()
     workers: int = 2
-    """Threads that read data."""
+    """Threads that read data, in each process that reads."""
+    worker_processes: int = 0
+    """Processes that read data besides this one, where threads do not keep the devices busy; 0 reads in this one."""
     output: Path = Path("runs/default")
     seed: int = 0
     pictures: int = 8
@@ -239,12 +246,16 @@ def from_json(values: dict[str, Any]) -> Any:
         if isinstance(value, dict) and "type" in value:
             return from_json(value)
         if isinstance(value, dict):
-            return {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
+            return {key: _tuples(item) for key, item in value.items()}
         if isinstance(value, list):
-            return tuple(value)
+            return _tuples(value)
         return Path(value) if isinstance(value, str) and "Path" in str(fields[name].type) else value
 
     return kind(**{name: value_of(name, value) for name, value in values.items()})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def use_compilation_cache() -> None:

@@ -45,7 +45,8 @@ def run(config: Config) -> dict[str, float]:
     categories = train_source.categories
     if first_host:
         print(f"{len(train_source)} training and {len(val_source)} validation images, {len(categories)} classes")
-        print(f"compiles for one input shape: {config.batch_size} x {config.image_size[0]} x {config.image_size[1]}")
+        shapes = ", ".join(f"{config.batch_size} x {height} x {width}" for height, width in config.image_size)
+        print(f"compiles for {len(config.image_size)} input shape(s): {shapes}")
 
     axis_name = train.AXIS if config.parallel == "pmap" else None
     weights = find_weights(config)
@@ -145,7 +146,7 @@ def initial_variables(
     config: Config, model: nn.Module, weights: WeightsRecord | Path | None, num_classes: int, key: Key[Array, ""]
 ) -> Variables:
     """Fresh variables, or the configured weights with new layers where the classes differ."""
-    images = jnp.zeros((1, *config.image_size, 3))
+    images = jnp.zeros((1, *config.image_size[0], 3))
     if weights is not None:
         return jv.load_weights(model, weights, num_classes=num_classes)
     variables = jax.jit(model.init)(key, images)

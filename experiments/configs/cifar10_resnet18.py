@@ -17,7 +17,7 @@ def config() -> Config:
         model="resnet18",
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2470, 0.2435, 0.2616),
-        image_size=(64, 64),
+        image_size=((64, 64),),
         augmentation=Augmentation(flip=0.5, scale=(1.0, 1.25), cutmix=1.0),
         label_smoothing=0.1,
         batch_size=128,

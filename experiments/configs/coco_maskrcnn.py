@@ -23,7 +23,7 @@ def config() -> Config:
         ),
         model="maskrcnn_resnet50_fpn",
         backbone_weights="resnet50/IMAGENET1K_V2",
-        image_size=(1344, 1344),
+        image_size=((800, 1344), (1344, 800)),
         resize=(800, 1333),
         augmentation=Augmentation(flip=0.5),
         optimizer=Optimizer(

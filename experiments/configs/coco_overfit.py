@@ -15,7 +15,7 @@ def config() -> Config:
         data=Coco(Path("datasets/coco/val2017"), Path("datasets/coco/annotations/instances_val2017.json"), limit=20),
         model="maskrcnn_small",
         model_options={"anchor_sizes": (12, 28, 64, 128, 256), "regions": 128, "max_detections": 100},
-        image_size=(384, 384),
+        image_size=((384, 384),),
         max_objects=40,
         augmentation=Augmentation(flip=0.0),
         batch_size=4,

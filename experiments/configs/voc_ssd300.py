@@ -19,7 +19,7 @@ def config() -> Config:
         backbone_weights="vgg16/IMAGENET1K_FEATURES",
         mean=(0.48235, 0.45882, 0.40784),
         std=(1 / 255, 1 / 255, 1 / 255),
-        image_size=(300, 300),
+        image_size=((300, 300),),
         augmentation=Augmentation(flip=0.5, scale=(0.25, 3.0), colour=0.5),
         batch_size=32,
         steps=120_000,
