@@ -8,6 +8,7 @@ Detectron; detection keeps the ``candidates`` best class scores of an image befo
 the threshold. Parameter counts: torchvision 0.29, built with trainable batch norm (frozen scales are parameters here).
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import ClassVar, Literal
@@ -272,8 +273,9 @@ class GeneralizedRCNN(nn.Module):
         if targets.masks is None:
             raise ValueError("the detector has a mask head, but the targets have no masks")
         size = self.mask_head.mask_size
-        crop = jax.vmap(lambda truth, regions, match: masks.crop(truth, regions, match, size=size))
-        wanted = crop(targets.masks, regions, match).reshape(-1, size, size)
+        crop = functools.partial(masks.crop, size=size, image_size=image_size)
+        frames = {} if targets.mask_boxes is None else {"frames": targets.mask_boxes}
+        wanted = jax.vmap(crop)(targets.masks, regions, match, **frames).reshape(-1, size, size)
         pooled = self.pool(features, image_size, regions, self.mask_head.pool_size)
         logits = self.mask_head(pooled, labels.reshape(-1) + 1, train=train)
         error = losses.binary_cross_entropy(logits, wanted).mean((1, 2))

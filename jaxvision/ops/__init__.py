@@ -4,6 +4,7 @@ modules from ``jaxvision.ops.nms`` and ``jaxvision.ops.receptive_field``."""
 from jaxvision.ops import anchors, boxes, masks, matching
 from jaxvision.ops.convolution import conv, conv_transpose
 from jaxvision.ops.nms import batched_nms, nms, relaxed_nms, soft_nms
+from jaxvision.ops.normalize import normalize
 from jaxvision.ops.pooling import (
     adaptive_avg_pool,
     avg_pool,
@@ -38,6 +39,7 @@ __all__ = [
     "max_unpool",
     "multilevel_roi_align",
     "nms",
+    "normalize",
     "receptive_field",
     "relaxed_nms",
     "resize",

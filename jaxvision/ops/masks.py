@@ -12,7 +12,7 @@ from jax import lax
 from pycocotools import mask as coco
 
 from jaxvision.ops.roi import adaptive_weights
-from jaxvision.typing import Array, Bool, Float, Int
+from jaxvision.typing import Array, Bool, Float, Int, UInt8
 
 __all__ = ["crop", "from_polygons", "from_rle", "paste", "to_boxes", "to_rle"]
 
@@ -66,36 +66,56 @@ def _hat(position, cells):
 
 
 def crop(
-    masks: Bool[Array, "g h w"] | Float[Array, "g h w"],
+    masks: Bool[Array, "g h w"] | Float[Array, "g h w"] | UInt8[Array, "g h w"],
     boxes: Float[Array, "n 4"],
     indices: Int[Array, " n"],
     *,
     size: int,
+    frames: Float[Array, "g 4"] | None = None,
+    image_size: tuple[int, int] | None = None,
 ) -> Float[Array, "n size size"]:
     """The mask ``indices[i]`` inside box i, resampled to size x size: the training target of a mask head.
 
-    torchvision's rule: ``roi_align`` of the mask with ``sampling_ratio=-1``, ``aligned=False``. boxes: xyxy, pixels
-    of the
-    masks. The result lies in [0, 1] where the masks do; targets are used as they are or after a threshold of 0.5.
+    torchvision's rule: ``roi_align`` of the mask's plane with ``sampling_ratio=-1``, ``aligned=False``. boxes: xyxy,
+    pixels. masks: planes in [0, 1], or with ``frames`` grids on these (shares of 255 if uint8, see
+    ``jaxvision.typing``), of which each pixel of the plane of ``image_size`` gets the mean over what it covers.
+    The result lies in [0, 1] where the masks do; targets are used as they are or after a threshold of 0.5.
     Indices are clamped; without any mask (g = 0) the result is zeros. Gradients: to masks, if float, and to boxes, as
-    ``roi_align``.
-    Raises: ValueError if size < 1.
+    ``roi_align``; to frames where a border of a cell lies inside a pixel.
+    Raises: ValueError if size < 1, or frames come without image_size.
     """
     if size < 1:
         raise ValueError(f"size={size} must be at least 1")
+    if frames is not None and image_size is None:
+        raise ValueError("masks on frames need the image_size of the plane they lie in")
     masks, boxes = jnp.asarray(masks), jnp.asarray(boxes)
-    count, *plane = masks.shape
+    count, *grid = masks.shape
     if count == 0:
         return jnp.zeros((boxes.shape[0], size, size), boxes.dtype)
+    unit = 255 if masks.dtype == jnp.uint8 else 1
+    frames = None if frames is None else jnp.asarray(frames)
 
     def one(item):
         box, index = item
-        rows, columns = adaptive_weights(box[None], size=(size, size), plane=tuple(plane))
-        mask = masks[index].astype(boxes.dtype)
-        in_rows = jnp.einsum("ph,hw->pw", rows[0], mask, precision="highest")
-        return jnp.einsum("pw,qw->pq", in_rows, columns[0], precision="highest")
+        plane = tuple(grid) if frames is None else image_size
+        rows, columns = (weights[0] for weights in adaptive_weights(box[None], size=(size, size), plane=plane))
+        mask = masks[index].astype(boxes.dtype) / unit
+        if frames is not None:
+            left, top, right, bottom = frames[index]
+            rows = rows @ _shares(top, bottom, cells=grid[0], length=plane[0])
+            columns = columns @ _shares(left, right, cells=grid[1], length=plane[1])
+        in_rows = jnp.einsum("ph,hw->pw", rows, mask, precision="highest")
+        return jnp.einsum("pw,qw->pq", in_rows, columns, precision="highest")
 
     return lax.map(one, (boxes, jnp.clip(jnp.asarray(indices), 0, count - 1)))
+
+
+def _shares(low, high, *, cells, length):
+    """[length, cells]: the part of each pixel of an axis that lies in each cell of a grid from ``low`` to ``high``."""
+    lines = low + (high - low) / cells * jnp.arange(cells + 1, dtype=low.dtype)
+    pixel = jnp.arange(length, dtype=low.dtype)[:, None]
+    before = jnp.clip(lines[None] - pixel, 0, 1)  # of the pixel, what lies before each line
+    return before[:, 1:] - before[:, :-1]
 
 
 def to_boxes(masks: Bool[Array, "n h w"] | Float[Array, "n h w"]) -> Float[Array, "n 4"]:

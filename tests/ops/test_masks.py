@@ -216,3 +216,45 @@ def test_bad_sizes():
     ):
         with pytest.raises(ValueError, match="size"):
             call()
+
+
+def on_frames(masks, boxes, side):
+    """The masks' grids on whole-pixel boxes, as floats: each pixel is cut into equal cells."""
+    grids = []
+    for mask, (left, top, right, bottom) in zip(masks, boxes.astype(int)):
+        part = mask[top:bottom, left:right].astype(np.float32)
+        rows, columns = side // part.shape[0], side // part.shape[1]
+        grids.append(np.kron(part, np.ones((rows, columns), np.float32)))
+    return np.array(grids)
+
+
+def test_crop_of_grids_equals_that_of_their_planes():
+    frames = np.array([[2, 3, 8, 7], [10, 1, 13, 13], [0, 0, 4, 2]], np.float32)
+    planes = np.zeros((3, 16, 20), bool)
+    rng = np.random.default_rng(0)
+    for plane, (left, top, right, bottom) in zip(planes, frames.astype(int)):
+        plane[top:bottom, left:right] = rng.random((bottom - top, right - left)) < 0.6
+    boxes = np.array([[1, 2, 9, 9], [9.3, 0.2, 13.7, 12.1], [-3, -2, 6, 5], [3.5, 4.5, 4.5, 5.5]], np.float32)
+    indices = np.array([0, 1, 2, 0], np.int32)
+    grids = on_frames(planes, frames, 12)
+    expected = ops.crop(planes, boxes, indices, size=7)
+    options = dict(size=7, frames=frames, image_size=(16, 20))
+    np.testing.assert_allclose(ops.crop(grids, boxes, indices, **options), expected, atol=1e-6)
+    as_bytes = jax.jit(lambda g: ops.crop(g, boxes, indices, **options))(np.round(255 * grids).astype(np.uint8))
+    np.testing.assert_allclose(as_bytes, expected, atol=1e-6)
+    beyond = frames + np.array([-4, -5, -4, -5], np.float32)  # frames that reach out of a cropped image
+    shifted = np.zeros_like(planes)
+    shifted[:, :-5, :-4] = planes[:, 5:, 4:]
+    options["frames"] = beyond
+    np.testing.assert_allclose(
+        ops.crop(grids, boxes, indices, **options), ops.crop(shifted, boxes, indices, size=7), atol=1e-6
+    )
+    with pytest.raises(ValueError, match="image_size"):
+        ops.crop(grids, boxes, indices, size=7, frames=frames)
+
+
+def test_crop_of_grids_gradients(x64):
+    grids, boxes = probabilities(2, 6).astype(np.float64), BOXES[:2].astype(np.float64) * 0.4 + 0.0137
+    frames = np.array([[1.31, 2.23, 9.47, 8.79], [3.17, 0.41, 7.73, 10.97]])
+    crop = jax.jit(lambda g, b, f: ops.crop(g, b, np.asarray([1, 0], np.int32), size=3, frames=f, image_size=(16, 16)))
+    check_grads(crop, (grids, boxes, frames), order=1, eps=1e-6)
