@@ -254,7 +254,7 @@ def test_crop_of_grids_equals_that_of_their_planes():
 
 
 def test_crop_of_grids_gradients(x64):
-    grids, boxes = probabilities(2, 6).astype(np.float64), BOXES[:2].astype(np.float64) * 0.4 + 0.0137
+    grids, boxes = probabilities(2, 6).astype(np.float64), BOXES[:2].astype(np.float64) * 0.5 + 0.0137
     frames = np.array([[1.31, 2.23, 9.47, 8.79], [3.17, 0.41, 7.73, 10.97]])
     crop = jax.jit(lambda g, b, f: ops.crop(g, b, np.asarray([1, 0], np.int32), size=3, frames=f, image_size=(16, 16)))
     check_grads(crop, (grids, boxes, frames), order=1, eps=1e-6)

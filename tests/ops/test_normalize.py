@@ -29,7 +29,7 @@ def test_scale_and_dtype(x64):
 
 
 def test_bad_input():
-    with pytest.raises((ValueError, TypeError), match="(?i)uint8"):  # jaxtyping's check comes first in tests
+    with pytest.raises((ValueError, TypeError), match=r"(?i)uint8"):  # jaxtyping's check comes first in tests
         ops.normalize(IMAGES.astype(np.float32), mean=MEAN, std=STD)
     with pytest.raises(ValueError, match="std must be positive"):
         ops.normalize(IMAGES, mean=MEAN, std=(1.0, 0.0, 1.0))
