@@ -173,8 +173,7 @@ class Config:
     max_objects: int = 100
     """Objects an image at most; of more the largest stay, and the number dropped is logged."""
     mask_side: int | None = 112
-    """Cells a side of the masks that train, each on its object's own box; None for planes of the whole image, which take
-    8 to 80 times the memory."""
+    """Cells a side of the masks that train, each on its object's own box; None for planes of the whole image."""
     selective_search: SelectiveSearch = SelectiveSearch()
     augmentation: Augmentation = Augmentation()
     label_smoothing: float = 0.0

@@ -6,7 +6,9 @@ Names are loaded at first use: Grain and TFDS take a while that a model need not
 import importlib
 
 ROOMS = {
+    "ClassificationRows": "rows",
     "CocoDetection": "coco",
+    "DetectionRows": "rows",
     "DetectionSource": "source",
     "DigitCrops": "digits",
     "DigitScenes": "digit_scenes",
@@ -20,14 +22,14 @@ ROOMS = {
     "Subset": "source",
     "VocDetection": "voc",
     "WithRegions": "regions",
+    "batches": "pipeline",
     "central_crop": "transforms",
-    "classification_batches": "pipeline",
     "colour_jitter": "transforms",
-    "cover": "pipeline",
-    "detection_batches": "pipeline",
-    "fit": "pipeline",
+    "cover": "rows",
+    "fit": "rows",
     "flip_horizontal": "transforms",
     "load_digit_scenes": "digit_scenes",
+    "nearest_shape": "batching",
     "random_crop": "transforms",
     "random_resized_crop": "transforms",
     "resize": "transforms",

@@ -1,18 +1,19 @@
 """Pure transforms of examples on the host: ``key`` first, options by keyword, the input is never changed.
 
-A key is whatever ``numpy.random.default_rng`` takes (an int, a tuple of ints, the data of a jax key).  Image, boxes,
-regions, masks, semantic map and keypoints move together, in continuous coordinates: the pixel in column i covers
-[i, i + 1] and has its centre at i + 0.5.  Images are resampled bilinearly with antialias (pillow), masks and semantic
-maps take the pixel below each output pixel's centre.
+A key is whatever ``numpy.random.default_rng`` takes (an int, a tuple of ints, the data of a jax key).  All fields of
+an example move together, each by its kind in ``source.FIELDS``, in continuous coordinates: the pixel in column i
+covers [i, i + 1] and has its centre at i + 0.5.  Images are resampled bilinearly with antialias (pillow), planes take
+the pixel below each output pixel's centre.  A mask on its own box is moved exactly: its frame changes, and its grid
+is mirrored or stays.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from jaxvision.data.source import Example
+from jaxvision.data.source import FIELDS, Example
 
 __all__ = [
     "central_crop",
@@ -25,8 +26,22 @@ __all__ = [
     "scale_jitter",
 ]
 
-PLANES = ("masks", "semantic")  # moved like the image, values kept
-BOXES = ("boxes", "regions")
+
+def fields(example: Example, *kinds: str) -> Iterator[str]:
+    """The names of the example's fields of these kinds; masks are grids if they have frames, and planes if not."""
+    grids = "grid" if "mask_boxes" in example else "plane"
+    for name, field in FIELDS.items():
+        if name in example and (grids if field.kind == "mask" else field.kind) in kinds:
+            yield name
+
+
+def moved(example: Example, image: np.ndarray, functions: dict[str, Callable[[np.ndarray], np.ndarray]]) -> Example:
+    """The example with another image and the function of its kind applied to each field."""
+    return {
+        **example,
+        "image": image,
+        **{name: function(example[name]) for kind, function in functions.items() for name in fields(example, kind)},
+    }
 
 
 def flip_horizontal(
@@ -39,21 +54,23 @@ def flip_horizontal(
     if np.random.default_rng(key).random() >= probability:
         return dict(example)
     width = example["image"].shape[1]
-    flipped = {**example, "image": example["image"][:, ::-1]}
-    for name in PLANES:
-        if name in example:
-            flipped[name] = example[name][..., ::-1]
-    for name in BOXES:
-        if name in example:
-            left, top, right, bottom = example[name].T
-            flipped[name] = np.stack([width - right, top, width - left, bottom], axis=-1)
-    if "keypoints" in example:
-        points = example["keypoints"].copy()
+
+    def mirror_boxes(boxes: np.ndarray) -> np.ndarray:
+        left, top, right, bottom = boxes.T
+        return np.stack([width - right, top, width - left, bottom], axis=-1)
+
+    def mirror_points(points: np.ndarray) -> np.ndarray:
+        points = points.copy()
         points[..., 0] = np.where(points[..., 2] > 0, width - points[..., 0], points[..., 0])
         for one, other in keypoint_pairs:
             points[:, [one, other]] = points[:, [other, one]]
-        flipped["keypoints"] = points
-    return flipped
+        return points
+
+    def mirror(plane: np.ndarray) -> np.ndarray:
+        return plane[..., ::-1]
+
+    functions = dict(plane=mirror, grid=mirror, box=mirror_boxes, frame=mirror_boxes, points=mirror_points)
+    return moved(example, example["image"][:, ::-1], functions)
 
 
 def resize(
@@ -81,19 +98,19 @@ def resize(
     if size == (height, width):
         return dict(example)
     picture = Image.fromarray(example["image"]).resize(size[::-1], Image.Resampling.BILINEAR)
-    resized = {**example, "image": np.asarray(picture)}
     rows, columns = (nearest(old, new) for old, new in zip((height, width), size))
-    for name in PLANES:
-        if name in example:
-            resized[name] = example[name][..., rows[:, None], columns]
     factor = np.array([size[1] / width, size[0] / height], np.float32)
-    for name in BOXES:
-        if name in example:
-            resized[name] = example[name] * np.tile(factor, 2)
-    if "keypoints" in example:
-        points = example["keypoints"]
-        resized["keypoints"] = np.concatenate([points[..., :2] * factor, points[..., 2:]], axis=-1)
-    return resized
+
+    def scale_boxes(boxes: np.ndarray) -> np.ndarray:
+        return boxes * np.tile(factor, 2)
+
+    def scale_points(points: np.ndarray) -> np.ndarray:
+        return np.concatenate([points[..., :2] * factor, points[..., 2:]], axis=-1)
+
+    functions = dict(
+        plane=lambda plane: plane[..., rows[:, None], columns], box=scale_boxes, frame=scale_boxes, points=scale_points
+    )
+    return moved(example, np.asarray(picture), functions)
 
 
 def nearest(old: int, new: int) -> np.ndarray:
@@ -172,34 +189,53 @@ def crop(example: Example, *, top: int, left: int, size: tuple[int, int]) -> Exa
     if not (0 <= top <= height - size[0] and 0 <= left <= width - size[1]):
         raise ValueError(f"the window {size} at {top, left} leaves the image of {height, width}")
     rows, columns = slice(top, top + size[0]), slice(left, left + size[1])
-    cropped = {**example, "image": example["image"][rows, columns]}
-    for name in PLANES:
-        if name in example:
-            cropped[name] = example[name][..., rows, columns]
     origin = np.array([left, top], np.float32)
-    limit = np.array([size[1], size[0]] * 2, np.float32)
-    for name in BOXES:
-        if name in example:
-            cropped[name] = np.clip(example[name] - np.tile(origin, 2), 0, limit)
-    if "keypoints" in example:
-        points, flags = example["keypoints"][..., :2] - origin, example["keypoints"][..., 2:]
-        seen = (flags > 0) & ((points >= 0) & (points <= limit[:2])).all(-1, keepdims=True)
-        cropped["keypoints"] = np.where(seen, np.concatenate([points, flags], axis=-1), np.float32(0))
+    limit = np.array(size[::-1], np.float32)
+
+    def shift(boxes: np.ndarray) -> np.ndarray:
+        return boxes - np.tile(origin, 2)
+
+    def shift_points(points: np.ndarray) -> np.ndarray:
+        places, flags = points[..., :2] - origin, points[..., 2:]
+        seen = (flags > 0) & ((places >= 0) & (places <= limit)).all(-1, keepdims=True)
+        return np.where(seen, np.concatenate([places, flags], axis=-1), np.float32(0))
+
+    functions = dict(
+        plane=lambda plane: plane[..., rows, columns],
+        box=lambda boxes: np.clip(shift(boxes), 0, np.tile(limit, 2)),
+        frame=shift,
+        points=shift_points,
+    )
+    cropped = moved(example, example["image"][rows, columns], functions)
     if "regions" in cropped:
         cropped["regions"] = cropped["regions"][has_area(cropped["regions"])]
     if "boxes" not in cropped:
         return cropped
     left_over = has_area(cropped["boxes"])
-    if "masks" in example:
+    if "mask_boxes" in cropped:
+        left_over &= any_inside(cropped["masks"], cropped["mask_boxes"], size)
+    elif "masks" in cropped:
         left_over &= cropped["masks"].any((1, 2))
-    for name in ("boxes", "labels", "iscrowd", "masks", "keypoints"):
-        if name in cropped:
+    for name, field in FIELDS.items():
+        if field.of_object and name in cropped:
             cropped[name] = cropped[name][left_over]
     return cropped
 
 
 def has_area(boxes: np.ndarray) -> np.ndarray:
     return (boxes[:, 2:] > boxes[:, :2]).all(1)
+
+
+def any_inside(grids: np.ndarray, frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Which masks cover a part of a cell that reaches into the image of ``size``."""
+    lines = np.linspace(0, 1, grids.shape[-1] + 1, dtype=np.float32)
+    reach = []
+    for axis, limit in ((0, size[1]), (1, size[0])):
+        low, high = frames[:, axis, None], frames[:, axis + 2, None]
+        at = low + (high - low) * lines
+        reach.append((at[:, 1:] > 0) & (at[:, :-1] < limit))
+    columns, rows = reach
+    return ((grids > 0) & rows[:, :, None] & columns[:, None, :]).any((1, 2))
 
 
 def colour_jitter(

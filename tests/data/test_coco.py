@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from pycocotools import mask as rle
 
+from jaxvision.data import DetectionRows, batches
 from jaxvision.data.coco import CocoDetection, run_lengths
-from jaxvision.data.pipeline import detection_batches
 from jaxvision.data.source import DetectionSource, Subset
 
 # pycocotools 2.0.11 under NumPy 2
@@ -257,10 +257,10 @@ def test_image_that_breaks_later(folder, caplog):
     with caplog.at_level(logging.WARNING, logger="jaxvision"):
         assert lenient[0] is lenient[0] is None
     assert len(lenient.problems) == len(caplog.records) == 1
-    options = {"image_size": (32, 32), "max_objects": 2, "mean": (0.5,) * 3, "std": (0.5,) * 3, "batch_size": 2}
-    batch = next(detection_batches(lenient, repeat=True, **options))
+    rows, options = DetectionRows(max_objects=2), {"shapes": ((32, 32),), "batch_size": 2}
+    batch = next(batches(lenient, rows, repeat=True, **options))
     assert batch["image_ids"].tolist() == [3, 3]
-    batch = next(detection_batches(lenient, **options))
+    batch = next(batches(lenient, rows, **options))
     assert batch["image_ids"].tolist() == [-1, 3] and batch["valid"].tolist() == [False, True]
 
 

@@ -23,7 +23,7 @@ def test_names_load_when_used():
         "assert not {'grain', 'tensorflow_datasets', 'sklearn', 'skimage'} & set(sys.modules)\n"
         "data.ImageFolder, data.resize\n"
         "assert not {'grain', 'tensorflow_datasets'} & set(sys.modules)\n"
-        "data.detection_batches\n"
+        "data.batches\n"
         "assert 'grain' in sys.modules and 'tensorflow_datasets' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,7 +7,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from jaxvision.data.pipeline import detection_batches
+from jaxvision.data import DetectionRows, batches
 from jaxvision.data.prepared import PreparedDetection, PreparedImages
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (6, 5, 7, 3)).astype(np.uint8)
@@ -139,6 +139,6 @@ def test_objects_of_a_prepared_set(folder):
     assert [(one["image_id"], one["category_id"], one["iscrowd"]) for one in truth["annotations"]] == [
         (41, 1, 0), (42, 1, 0), (42, 2, 1)
     ]  # fmt: skip
-    options = dict(batch_size=3, image_size=(8, 8), max_objects=2, mean=(0.0,) * 3, std=(1.0,) * 3, with_masks=False)
-    batch = next(detection_batches(source, **options))
+    rows = DetectionRows(max_objects=2, with_masks=False)
+    batch = next(batches(source, rows, batch_size=3, shapes=((8, 8),)))
     assert batch["targets"].valid.tolist() == [[False, False], [True, False], [True, False]]  # the crowd is left out

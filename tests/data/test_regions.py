@@ -112,24 +112,21 @@ def test_regions_move_with_the_image():
 
 def test_batches_hold_regions_padded():
     regions = [np.array([[0, 0, 9, 9], [1, 2, 3, 4]], np.float32), np.zeros((0, 4)), np.zeros((0, 4))]
-    options = dict(
-        batch_size=4, image_size=(60, 80), max_objects=2, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), with_masks=False
-    )
-    batch = next(data.detection_batches(data.WithRegions(Squares(), regions), max_regions=4, **options))
+    options = dict(batch_size=4, shapes=((60, 80),))
+    without, rows = (data.DetectionRows(max_objects=2, with_masks=False, max_regions=count) for count in (0, 4))
+    batch = next(data.batches(data.WithRegions(Squares(), regions), rows, **options))
     assert batch["regions"].boxes.shape == (4, 4, 4) and batch["valid"].tolist() == [True, True, True, False]
     assert batch["regions"].valid.tolist() == [[True, True, False, False], [False] * 4, [False] * 4, [False] * 4]
     np.testing.assert_array_equal(batch["regions"].boxes[0, :2], regions[0])
-    assert "regions" not in next(data.detection_batches(Squares(), **options))
+    assert "regions" not in next(data.batches(Squares(), without, **options))
     with pytest.raises(ValueError, match="with_selective_search"):
-        next(data.detection_batches(Squares(), max_regions=4, workers=0, **options))
+        next(data.batches(Squares(), rows, workers=0, **options))
 
 
 def test_too_many_regions_are_thinned_and_counted(caplog):
     regions = [np.arange(5)[:, None] + np.array([[0, 0, 8, 9]], np.float32)] * 3
-    batches = data.detection_batches(
-        data.WithRegions(Squares(), regions), max_regions=3, batch_size=3, image_size=(60, 80), max_objects=2,
-        mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), with_masks=False, workers=0,
-    )  # fmt: skip
+    rows = data.DetectionRows(max_objects=2, with_masks=False, max_regions=3)
+    batches = data.batches(data.WithRegions(Squares(), regions), rows, batch_size=3, shapes=((60, 80),), workers=0)
     batch = next(batches)
     np.testing.assert_array_equal(batch["regions"].boxes, [regions[0][[0, 2, 4]]] * 3)
     assert batches.dropped == {"more than max_regions=3": 6} and "2 boxes of image 0 left out" in caplog.text

@@ -46,8 +46,8 @@ def test_ground_truth_is_cocos(tmp_path):
 
 def test_batches_of_it_train_a_detector(tmp_path):
     source = data.VocDetection(write(tmp_path, {"a": [DOG], "b": [DOG | dict(difficult=1)]}), ["VOC2007/val"])
-    options = dict(mean=(0.5,) * 3, std=(0.5,) * 3, seed=0, shuffle=False, repeat=False, with_masks=False)
-    batch = next(data.detection_batches(source, batch_size=2, image_size=(32, 48), max_objects=3, **options))
+    rows = data.DetectionRows(max_objects=3, with_masks=False)
+    batch = next(data.batches(source, rows, batch_size=2, shapes=((32, 48),)))
     np.testing.assert_array_equal(batch["targets"].valid, [[True, False, False], [False] * 3])
 
 
