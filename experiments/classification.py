@@ -1,6 +1,6 @@
-"""Classification as a task, with the same functions as ``detection``."""
+"""Classification as a task (``tasks.Task``)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,9 +11,10 @@ import numpy as np
 from jax import lax
 from tqdm import tqdm
 
-from experiments.augmentation import transforms
 from experiments.config import Config, DigitCrops, Digits, Folders, Tfds
-from jaxvision import data, evaluate, losses, train, visualize
+from experiments.reading import decode_at_least, normalized, validation_batches
+from experiments.tasks import Prediction
+from jaxvision import data, evaluate, losses, ops, train, visualize
 from jaxvision.typing import Array, Variables
 
 # Of the losses of auxiliary heads: arXiv:1409.4842, section 5; arXiv:1512.00567 gives none, 0.4 is common.
@@ -21,37 +22,31 @@ AUXILIARY_WEIGHT = {"googlenet": 0.3, "inception_v3": 0.4}
 
 
 def sources(config: Config) -> tuple[Any, Any]:
-    """The training and the validation source."""
+    smaller = decode_at_least(config)
     match config.data:
         case Digits():
             return data.Digits("train"), data.Digits("test")
         case DigitCrops():
             return data.DigitCrops("train"), data.DigitCrops("test")
         case Tfds(name, train_split, val_split, directory):
-            return tuple(data.PreparedImages(name, split, data_dir=directory) for split in (train_split, val_split))
+            return (
+                data.PreparedImages(name, train_split, data_dir=directory, decode_at_least=smaller),
+                data.PreparedImages(name, val_split, data_dir=directory),
+            )
         case Folders(train, val, on_error):
-            train, val = data.ImageFolder(train, on_error=on_error), data.ImageFolder(val, on_error=on_error)
-            if train.categories != val.categories:
-                raise ValueError(f"training classes {train.categories} are not the validation's {val.categories}")
-            return train, val
+            return (
+                data.ImageFolder(train, on_error=on_error, decode_at_least=smaller),
+                data.ImageFolder(val, on_error=on_error),
+            )
     raise ValueError(f"{config.model} is a classifier, but {type(config.data).__name__} is for detectors")
 
 
-def train_batches(config: Config, source: Any) -> Any:
-    """Endless augmented, shuffled batches of this process's share."""
-    return _batches(config, source, train=True)
-
-
-def validation_batches(config: Config, source: Any) -> Any:
-    """Every image once, in order; the last batch is padded with rows that are not valid. Every process reads all."""
-    return _batches(config, source, train=False)
+def rows(config: Config) -> data.ClassificationRows:
+    return data.ClassificationRows()
 
 
 def loss_of(config: Config, model: nn.Module) -> Callable:
-    """``loss_fn(params, model_state, batch, key) -> (loss, (metrics, model_state))``.
-
-    Mixup and cutmix draw the same on all devices, dropout does not.
-    """
+    """Mixup and cutmix draw the same on all devices, dropout does not."""
     weight = AUXILIARY_WEIGHT.get(config.model, 0.3)
     mix = mixing(config.augmentation.mixup, config.augmentation.cutmix)
 
@@ -59,7 +54,7 @@ def loss_of(config: Config, model: nn.Module) -> Callable:
         mix_key, dropout_key = jax.random.split(key)
         if model.axis_name is not None:
             dropout_key = jax.random.fold_in(dropout_key, lax.axis_index(model.axis_name))
-        images, labels = batch["images"], batch["labels"]
+        images, labels = normalized(config, batch, dtype=config.compute_dtype), batch["labels"]
         if mix is not None:
             images, labels = mix(mix_key, images, jax.nn.one_hot(labels, model.num_classes))
         (logits, features), updates = model.apply(
@@ -96,53 +91,55 @@ def mixing(mixup: float, cutmix: float) -> Callable[..., tuple[Array, Array]] | 
     return either
 
 
-def evaluator(config: Config, model: nn.Module, source: Any) -> Callable[..., dict[str, float]]:
-    """``evaluate(variables, images=None)``: top-1, top-5 and the loss on the first so many images (all)."""
+def evaluator(
+    config: Config, model: nn.Module, source: Any, devices: Sequence[jax.Device] | None = None
+) -> Callable[..., dict[str, float]]:
+    """Top-1, top-5 and the loss."""
     ks = (1, min(5, len(source.categories)))
+    devices = list(devices or jax.local_devices())
 
-    @jax.jit
     def score(variables, batch):
-        logits, _ = model.apply(variables, batch["images"])
+        logits, _ = model.apply(variables, normalized(config, batch))
         tops = [evaluate.top_k(logits, batch["labels"], batch["valid"], k) for k in ks]
-        return *tops, evaluate.mean(losses.cross_entropy(logits, batch["labels"]), batch["valid"])
+        states = *tops, evaluate.mean(losses.cross_entropy(logits, batch["labels"]), batch["valid"])
+        return jnp.asarray(states)[None]  # [1, 3, 2]: of this device
+
+    place, on_devices = train.per_device(score, devices)
 
     def run(variables: Variables, images: int | None = None) -> dict[str, float]:
         part = source if images is None else data.Subset(source, range(min(images, len(source))))
-        states = [
-            score(variables, batch) for batch in tqdm(validation_batches(config, part), leave=False, disable=None)
-        ]
-        top1, topk, loss = (evaluate.merge(parts).result() for parts in zip(*states))
-        return {"top1": float(top1), f"top{ks[1]}": float(topk), "val_loss": float(loss)}
+        variables, states = place(variables), []
+        batches = validation_batches(config, rows(config), part, devices=len(devices))
+        for batch in tqdm(batches, desc="evaluate", leave=False, disable=None):
+            states += np.asarray(on_devices(variables, batch)).tolist()
+        states = [state for share in train.gather(states) for state in share]
+        top1, topk, loss = (evaluate.merge(evaluate.Mean(*part) for part in parts).result() for parts in zip(*states))
+        return {"top1": top1, f"top{ks[1]}": topk, "val_loss": loss}
 
     return run
 
 
-def pictures(
-    config: Config, model: nn.Module, variables: Variables, source: Any, count: int
-) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, RGB picture) of the first validation images with their most probable classes."""
-    classify = jax.jit(lambda images: jax.nn.softmax(model.apply(variables, images)[0]))
-    first = 0
-    for batch in validation_batches(config, data.Subset(source, range(min(count, len(source))))):
-        probabilities = np.asarray(classify(batch["images"]))
-        for row in np.flatnonzero(batch["valid"]):
-            image = source[first + int(row)]["image"]
-            yield f"{first + int(row)}", visualize.draw_classes(image, probabilities[row], names=source.categories)
-        first += len(probabilities)
-
-
-def _batches(config: Config, source: Any, *, train: bool) -> Any:
-    return data.classification_batches(
-        source,
-        batch_size=config.batch_size // jax.process_count() if train else config.eval_batch_size,
-        image_size=config.image_size,
-        mean=config.mean,
-        std=config.std,
-        seed=config.seed,
-        shuffle=train,
-        repeat=train,
-        transforms=transforms(config, train=train),
-        process_index=jax.process_index() if train else 0,
-        process_count=jax.process_count() if train else 1,
-        workers=config.workers,
+def predictor(
+    config: Config,
+    model: nn.Module,
+    variables: Variables,
+    *,
+    preprocessing: Any,
+    categories: Sequence[str],
+    top: int = 5,
+) -> Callable[..., Prediction]:
+    """The ``top`` most probable classes. preprocessing: ``reading.Preprocessing`` or that of a weights record."""
+    numbers = dict(mean=preprocessing.mean, std=preprocessing.std, scale=preprocessing.scale)
+    classify = jax.jit(
+        lambda variables, image: jax.nn.softmax(model.apply(variables, ops.normalize(image, **numbers))[0])
     )
+
+    def predict(image: np.ndarray, example: Any = None) -> Prediction:
+        probabilities = np.asarray(classify(variables, preprocessing.pixels(image)[None]))[0]
+        best = np.argsort(-probabilities)[:top]
+        lines = [f"{probabilities[index]:7.4f}  {categories[index]}" for index in best]
+        picture = visualize.draw_classes(image, probabilities, names=categories, top=top)
+        values = [{"class": categories[index], "probability": float(probabilities[index])} for index in best]
+        return Prediction(lines, picture, {"classes": values})
+
+    return predict

@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a scri
 import tyro
 from tqdm import tqdm
 
-from experiments import classification, detection
+from experiments import detection
 from experiments.config import Config, available
-from jaxvision.registry import model_task
+from experiments.tasks import task_of
 
 
 def check(source: Any) -> tuple[list[str], Counter, int]:
@@ -38,7 +38,8 @@ def main() -> None:
     config: Config = tyro.extras.overridable_config_cli(available(), description=__doc__)
     if hasattr(config.data, "on_error"):
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, on_error="skip"))
-    sources = {"detection": detection.annotated, "classification": classification.sources}[model_task(config.model)]
+    task = task_of(config.model)
+    sources = detection.annotated if task is detection else task.sources  # without selective search
     wrong = 0
     for part, source in zip(("training", "validation"), sources(config)):
         problems, classes, empty = check(source)

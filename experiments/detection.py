@@ -1,112 +1,100 @@
-"""Detection as a task: sources, batches, loss, evaluation and pictures for ``train.py``, ``evaluate.py`` and
-``predict.py``."""
+"""Detection as a task (``tasks.Task``): boxes, and masks where the model has a head for them."""
 
+import functools
 import hashlib
+import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from experiments.augmentation import transforms
-from experiments.config import Coco, Config, DigitScenes, Tfds, Voc
-from jaxvision import data, evaluate, visualize
-from jaxvision.inference import detect_with
-from jaxvision.typing import Detections, Variables
+import jaxvision as jv
+from experiments.config import Coco, Config, DigitScenes, SelectiveSearch, Tfds, Voc
+from experiments.reading import decode_at_least, normalized, validation_batches
+from experiments.tasks import Prediction
+from jaxvision import data, evaluate, train, visualize
+from jaxvision.typing import Variables
 
 
 def sources(config: Config) -> tuple[Any, Any]:
-    """The training and the validation source, with regions if the config wants any."""
-    train, val = annotated(config)
+    """With regions if the config wants any."""
+    training, val = annotated(config)
     wanted = config.selective_search
     if not wanted.max_regions:
-        return train, val
+        return training, val
     folder = wanted.directory or Path(os.environ.get("JAXVISION_DATASETS") or "datasets").expanduser() / "regions"
     # A file of regions belongs to these images and settings.
     settings = f"{config.data}-{wanted.max_regions}-{wanted.mode}-{wanted.min_side}".encode()
     name = f"{type(config.data).__name__}-{hashlib.sha256(settings).hexdigest()[:12]}"
-    options = dict(mode=wanted.mode, max_regions=wanted.max_regions, min_side=wanted.min_side)
-    searched = data.with_selective_search(train, folder / f"{name}-train.npz", **options)
-    if val is train:
+    options = search_options(wanted)
+    searched = data.with_selective_search(training, folder / f"{name}-train.npz", **options)
+    if val is training:
         return searched, searched
     return searched, data.with_selective_search(val, folder / f"{name}-val.npz", **options)
 
 
 def annotated(config: Config) -> tuple[Any, Any]:
     """The configured images with their boxes."""
+    masks, smaller = has_masks(config), decode_at_least(config)
     match config.data:
         case DigitScenes(directory):
-            return data.load_digit_scenes("train", data_dir=directory), data.load_digit_scenes(
-                "test", data_dir=directory
-            )
+            return tuple(data.load_digit_scenes(split, data_dir=directory) for split in ("train", "test"))
         case Coco() as coco:
-            masks = "mask" in config.model
-            train = data.CocoDetection(
-                coco.train_images, coco.train_annotations, with_masks=masks, on_error=coco.on_error
+            options = dict(with_masks=masks, mask_side=config.mask_side, on_error=coco.on_error)
+            training = data.CocoDetection(
+                coco.train_images,
+                coco.train_annotations,
+                decode_at_least=None if coco.val_images is None else smaller,
+                **options,
             )
             if coco.limit is not None:
-                train = data.Subset(train, range(min(coco.limit, len(train))))
+                training = data.Subset(training, range(min(coco.limit, len(training))))
             if coco.val_images is None:
-                return train, train
-            val = data.CocoDetection(coco.val_images, coco.val_annotations, with_masks=masks, on_error=coco.on_error)
-            return train, val
-        case Tfds(name, train, val, directory):
-            return tuple(data.PreparedDetection(name, split, data_dir=directory) for split in (train, val))
-        case Voc(devkit, train, val, on_error):
-            return tuple(data.VocDetection(devkit, splits, on_error=on_error) for splits in (train, val))
+                return training, training
+            return training, data.CocoDetection(coco.val_images, coco.val_annotations, **options)
+        case Tfds(name, training, val, directory):
+            return (
+                data.PreparedDetection(name, training, data_dir=directory, decode_at_least=smaller),
+                data.PreparedDetection(name, val, data_dir=directory),
+            )
+        case Voc() as voc:
+            options = dict(categories=voc.categories, on_error=voc.on_error)
+            return (
+                data.VocDetection(voc.devkit, voc.train, decode_at_least=smaller, **options),
+                data.VocDetection(voc.devkit, voc.val, **options),
+            )
     raise ValueError(f"{config.model} is a detector, but {type(config.data).__name__} has no boxes")
 
 
-def train_batches(config: Config, source: Any) -> Any:
-    """Endless augmented, shuffled batches of this process's share."""
-    return data.detection_batches(
-        source,
-        batch_size=config.batch_size // jax.process_count(),
-        image_size=config.image_size,
-        max_objects=config.max_objects,
-        mean=config.mean,
-        std=config.std,
-        seed=config.seed,
-        shuffle=True,
-        repeat=True,
-        transforms=transforms(config, train=True),
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        with_masks="mask" in config.model,
-        max_regions=config.selective_search.max_regions,
-        workers=config.workers,
-    )
+def has_masks(config: Config) -> bool:
+    """Whether the configured model has a mask head."""
+    return getattr(jv.get_model(config.model, **config.model_options), "mask_head", None) is not None
 
 
-def validation_batches(config: Config, source: Any) -> Any:
-    """Every image once, in order; the last batch is padded with rows that are not valid. Every process reads all."""
-    return data.detection_batches(
-        source,
-        batch_size=config.eval_batch_size,
-        image_size=config.image_size,
+def search_options(wanted: SelectiveSearch) -> dict[str, Any]:
+    return dict(mode=wanted.mode, max_regions=wanted.max_regions, min_side=wanted.min_side)
+
+
+def rows(config: Config) -> data.DetectionRows:
+    return data.DetectionRows(
         max_objects=config.max_objects,
-        mean=config.mean,
-        std=config.std,
-        seed=0,
-        shuffle=False,
-        repeat=False,
-        transforms=transforms(config, train=False),
-        with_masks="mask" in config.model,
+        with_masks=has_masks(config),
+        mask_side=config.mask_side,
         max_regions=config.selective_search.max_regions,
     )
 
 
 def loss_of(config: Config, model: nn.Module) -> Callable:
-    """``loss_fn(params, model_state, batch, key) -> (loss, (metrics, model_state))``."""
-
     def loss_fn(params, model_state, batch, key):
         (loss, metrics), updates = model.apply(
             {"params": params, **model_state},
-            batch["images"],
+            normalized(config, batch, dtype=config.compute_dtype),
             batch["targets"],
             batch["image_sizes"],
             **given(batch),
@@ -125,32 +113,30 @@ def given(batch: dict[str, Any]) -> dict[str, Any]:
     return {"regions": batch["regions"]} if "regions" in batch else {}
 
 
-def detect(model: nn.Module, variables: Variables, batch: dict[str, Any]) -> Detections:
-    """What the model finds in a batch, fetched; compiled once a model and shape."""
-    found = detect_with(model)(variables, batch["images"], batch["image_sizes"], *given(batch).values())
-    return jax.device_get(found)
+def evaluator(
+    config: Config, model: nn.Module, source: Any, devices: Sequence[jax.Device] | None = None
+) -> Callable[..., dict[str, float]]:
+    """COCO figures and validation losses."""
+    devices = list(devices or jax.local_devices())
 
+    def look(variables, batch):
+        images, sizes = normalized(config, batch), batch["image_sizes"]
+        found = model.apply(variables, images, sizes, **given(batch), method="detect")
+        key = jax.random.key(0)
+        _, terms = model.apply(
+            variables, images, batch["targets"], sizes, **given(batch), method="loss", rngs={"sample": key}
+        )
+        weight = jnp.sum(batch["valid"], dtype=jnp.float32)
+        return found, jax.tree.map(lambda value: value[None], {"weight": weight, **terms})
 
-def evaluator(config: Config, model: nn.Module, source: Any) -> Callable[..., dict[str, float]]:
-    """``evaluate(variables, images=None)``: COCO figures and validation losses on the first so many images (all)."""
-    losses = jax.jit(
-        lambda variables, batch: model.apply(
-            variables,
-            batch["images"],
-            batch["targets"],
-            batch["image_sizes"],
-            **given(batch),
-            method="loss",
-            rngs={"sample": jax.random.key(0)},
-        )[1]
-    )
+    place, on_devices = train.per_device(look, devices)
 
     def run(variables: Variables, images: int | None = None) -> dict[str, float]:
         part = source if images is None else data.Subset(source, range(min(images, len(source))))
-        results, terms, weights = [], [], []
-        batches = validation_batches(config, part)
+        variables, results, terms = place(variables), [], []
+        batches = validation_batches(config, rows(config), part, devices=len(devices))
         for batch in tqdm(batches, desc="evaluate", leave=False, disable=None):
-            found = detect(model, variables, batch)
+            found, losses = jax.device_get(on_devices(variables, without_gaps(batch, len(devices))))
             results += evaluate.to_results(
                 found,
                 image_ids=batch["image_ids"],
@@ -159,47 +145,79 @@ def evaluator(config: Config, model: nn.Module, source: Any) -> Callable[..., di
                 category_ids=part.category_ids,
                 valid=batch["valid"],
             )
-            if batch["valid"].any():
-                # Rows of padding would count as images without objects: the first image stands in for them.
-                rows = np.where(batch["valid"], np.arange(len(batch["valid"])), np.flatnonzero(batch["valid"])[0])
-                terms.append(jax.device_get(losses(variables, jax.tree.map(lambda leaf, rows=rows: leaf[rows], batch))))
-                weights.append(int(batch["valid"].sum()))
-        if not terms:
+            terms += [dict(zip(losses, map(float, values))) for values in zip(*losses.values())]
+        results, terms = (list(itertools.chain(*shares)) for shares in zip(*train.gather([results, terms])))
+        weights = [term.pop("weight") for term in terms]
+        if not sum(weights):
             raise ValueError("none of the validation images could be read; see the log for the reasons")
-        truth = part.ground_truth()
-        if not truth["annotations"]:
-            raise ValueError(
-                f"none of the {len(part)} validation images has an annotation: there is nothing to evaluate. Some sets "
-                "keep those of their test split to themselves; name another in data.val_split"
-            )
-        figures = {
-            f"val_{name}": float(np.average([term[name] for term in terms], weights=weights)) for name in terms[0]
-        }
-        kinds = ["bbox"] + (["segm"] if getattr(model, "mask_head", None) is not None else [])
-        for kind in kinds:
-            found = evaluate.average_precision(
-                truth, results, iou_type=kind, class_agnostic=getattr(model, "class_agnostic", False)
-            )
-            figures |= {f"{kind}/{name}": value for name, value in found.items()}
-        return figures
+        figures = {f"val_{name}": float(np.average([one[name] for one in terms], weights=weights)) for name in terms[0]}
+        return figures | precision(model, part, results)
 
     return run
 
 
-def pictures(
-    config: Config, model: nn.Module, variables: Variables, source: Any, count: int, *, min_score: float = 0.5
-) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, RGB picture) of the predictions on the first validation images."""
-    names = ("object",) if getattr(model, "class_agnostic", False) else source.categories
-    part = data.Subset(source, range(min(count, len(source))))
-    for batch in validation_batches(config, part):
-        found = detect(model, variables, batch)
-        for row in np.flatnonzero(batch["valid"]):
-            height, width = (int(side) for side in batch["image_sizes"][row])
-            image = np.asarray(batch["images"][row][:height, :width]) * np.array(config.std) + np.array(config.mean)
-            image = np.clip(np.round(image * 255), 0, 255).astype(np.uint8)
-            one = jax.tree.map(lambda leaf, row=row: leaf[row], found)
-            yield (
-                f"{int(batch['image_ids'][row])}",
-                visualize.draw_detections(image, one, names=names, min_score=min_score),
+def without_gaps(batch: dict[str, Any], devices: int) -> dict[str, Any]:
+    """The batch with each device's first valid row in place of those that are not: rows of padding would count in the
+    losses as images without objects. A device without any keeps them, and its losses have no weight."""
+    valid = batch["valid"].reshape(devices, -1)
+    own = np.where(valid, np.arange(valid.shape[1]), valid.argmax(1)[:, None])
+    index = (own + np.arange(devices)[:, None] * valid.shape[1]).ravel()
+    replaced = jax.tree.map(lambda leaf: leaf[index], batch) if not valid.all() else batch
+    return {**replaced, "valid": batch["valid"]}
+
+
+def precision(model: nn.Module, source: Any, results: list[dict[str, Any]]) -> dict[str, float]:
+    """COCO's figures of results on a source."""
+    truth = source.ground_truth()
+    if not truth["annotations"]:
+        raise ValueError(
+            f"none of the {len(source)} validation images has an annotation: there is nothing to evaluate. Some sets "
+            "keep those of their test split to themselves; name another in data.val_split"
+        )
+    kinds = ["bbox"] + (["segm"] if getattr(model, "mask_head", None) is not None else [])
+    figures = {}
+    for kind in kinds:
+        found = evaluate.average_precision(
+            truth, results, iou_type=kind, class_agnostic=getattr(model, "class_agnostic", False)
+        )
+        figures |= {f"{kind}/{name}": value for name, value in found.items()}
+    return figures
+
+
+def predictor(
+    config: Config | None,
+    model: nn.Module,
+    variables: Variables,
+    *,
+    preprocessing: Any,
+    categories: Sequence[str],
+    min_score: float = 0.5,
+) -> Callable[..., Prediction]:
+    """The objects found, in pixels of the image; those below ``min_score`` are left out. Where the config gives the
+    detector its regions, those of the example, or what selective search finds."""
+    names = ("object",) if getattr(model, "class_agnostic", False) else tuple(categories)
+    shapes = None if config is None else config.image_size
+    ask = functools.partial(
+        jv.predict, model, variables, preprocessing=preprocessing, shapes=shapes, batch_size=1, min_score=min_score
+    )
+
+    def predict(image: np.ndarray, example: Any = None) -> Prediction:
+        regions = None
+        if config is not None and config.selective_search.max_regions:
+            known = example is not None and "regions" in example
+            regions = (
+                example["regions"] if known else data.selective_search(image, **search_options(config.selective_search))
             )
+        (found,) = ask([image], regions=None if regions is None else [regions])
+        rows = [
+            {"class": names[label], "score": float(score), "box": [float(side) for side in box]}
+            for score, label, box in zip(found.scores, found.labels, found.boxes)
+        ]
+        lines = [
+            f"{row['score']:7.4f}  {row['class']:16s} " + " ".join(f"{side:7.1f}" for side in row["box"])
+            for row in rows
+        ]
+        picture = visualize.draw_detections(image, found, names=names, min_score=min_score)
+        return Prediction(lines, picture, {"objects": rows})
+
+    return predict

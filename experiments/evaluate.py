@@ -12,10 +12,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a scri
 import tyro
 
 import jaxvision as jv
-from experiments import classification, detection
 from experiments.config import from_json, use_compilation_cache
+from experiments.tasks import task_of
 from jaxvision import train
-from jaxvision.registry import model_task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +45,7 @@ def main() -> None:
     use_compilation_cache()
     options = tyro.cli(Options)
     config, model, variables, _ = load_run(options.run, options.which)
-    task = {"detection": detection, "classification": classification}[model_task(config.model)]
+    task = task_of(config.model)
     figures = task.evaluator(config, model, task.sources(config)[1])(variables, options.images)
     for name, value in figures.items():
         print(f"{name:28s} {value:.4f}")

@@ -26,6 +26,7 @@ import jaxvision as jv
 from experiments import detection
 from experiments.config import to_json, use_compilation_cache
 from experiments.evaluate import load_run
+from experiments.reading import normalized, validation_batches
 from experiments.train import write_json
 from jaxvision import data, train
 from jaxvision.models.rcnn import RegionNetwork, region_codes
@@ -64,22 +65,25 @@ class Seen(NamedTuple):
     classes: np.ndarray  # [p]
 
 
-def look(model, variables, batches, *, num_classes: int) -> Seen:
-    """Features of all true boxes and regions of the batches."""
+def look(config, model, variables, source, *, num_classes: int) -> Seen:
+    """Features of all true boxes and regions of a source."""
 
     @jax.jit
-    def features(variables, images, regions: Regions, targets):
+    def features(variables, batch):
+        targets, regions = batch["targets"], batch["regions"]
         both = Regions(
             jnp.concatenate([targets.boxes, regions.boxes], axis=1),
             jnp.concatenate([targets.valid, regions.valid], axis=1),
         )
         overlap = jax.vmap(lambda truth, found: boxes.pairwise(boxes.iou, truth, found))(targets.boxes, regions.boxes)
-        return *region_codes(model, variables, images, both), overlap
+        return *region_codes(model, variables, normalized(config, batch), both), overlap
 
     rows: list[tuple[np.ndarray, ...]] = []
-    for batch in tqdm(batches, desc="features", leave=False, disable=None):
+    for batch in tqdm(
+        validation_batches(config, detection.rows(config), source), desc="features", leave=False, disable=None
+    ):
         targets, regions = batch["targets"], batch["regions"]
-        codes, maps, overlap = jax.device_get(features(variables, batch["images"], regions, targets))
+        codes, maps, overlap = jax.device_get(features(variables, batch))
         room = targets.boxes.shape[1]
         for row in np.flatnonzero(batch["valid"]):
             real, found = targets.valid[row], regions.valid[row]
@@ -164,7 +168,7 @@ def run(options: Options, output: Path) -> dict[str, float]:
     train_source, val_source = detection.sources(config)
     if options.images is not None:
         train_source = data.Subset(train_source, range(min(options.images, len(train_source))))
-    seen = look(model, variables, detection.validation_batches(config, train_source), num_classes=len(categories))
+    seen = look(config, model, variables, train_source, num_classes=len(categories))
     print(f"{len(seen.objects)} objects, {len(seen.regions)} regions, {len(seen.classes)} of them near an object")
 
     head = fit(seen, variables["params"]["box_head"], weights=model.box_weights, options=options)

@@ -22,11 +22,11 @@ import tyro
 from PIL import Image
 
 import jaxvision as jv
-from experiments import classification, detection
 from experiments.allocator import keep_freed_memory
 from experiments.config import Config, Distributed, available, to_json, use_compilation_cache
+from experiments.reading import Preprocessing, train_batches
+from experiments.tasks import task_of
 from jaxvision import train
-from jaxvision.registry import model_task
 from jaxvision.typing import Array, Key, Variables
 from jaxvision.weights import WeightsRecord
 
@@ -34,12 +34,12 @@ from jaxvision.weights import WeightsRecord
 def run(config: Config) -> dict[str, float]:
     """Train (or go on), evaluate the last parameters on all validation images, write results and pictures.
 
-    Of several processes each evaluates, which needs no talk between them, and the first writes.
+    Of several processes each evaluates its share, and the first writes.
     """
     if config.batch_size % jax.process_count():
         raise ValueError(f"batch_size={config.batch_size} is no multiple of the {jax.process_count()} processes")
     first_host = jax.process_index() == 0
-    task = {"detection": detection, "classification": classification}[model_task(config.model)]
+    task = task_of(config.model)
     train_source, val_source = task.sources(config)
     checkpointer = train.Checkpointer(config.output / "checkpoints")  # early: it fails where it cannot write
     categories = train_source.categories
@@ -52,8 +52,7 @@ def run(config: Config) -> dict[str, float]:
     weights = find_weights(config)
     options = {**getattr(weights, "model_options", {}), **config.model_options, "num_classes": len(categories)}
     model = jv.get_model(config.model, axis_name=axis_name, **options)
-    # For evaluation and initialisation, which run outside pmap. The parameters are the same.
-    plain = jv.get_model(config.model, **options)
+    plain = jv.get_model(config.model, **options)  # to initialise and evaluate, where no device waits for another
     key = jax.random.key(config.seed)
     variables = initial_variables(config, plain, weights, len(categories), key)
 
@@ -74,17 +73,17 @@ def run(config: Config) -> dict[str, float]:
         clip_norm=wanted.clip_norm,
         freeze=wanted.freeze,
     )
-    grad_fn = train.value_and_grads(
-        computing_in(config.compute_dtype, task.loss_of(config, model)), freeze=wanted.freeze
-    )
+    grad_fn = train.value_and_grads(task.loss_of(config, model), freeze=wanted.freeze)
     if config.accumulate > 1:
         grad_fn = train.accumulate(grad_fn, config.accumulate)
     if axis_name is not None:
         grad_fn = train.mean_over(grad_fn, axis_name)
     step = train.make_train_step(grad_fn, tx, learning_rate=schedule, ema_decay=wanted.ema_decay)
-    parallel = train.parallelize(step, mode=config.parallel, devices=jax.devices()[: config.devices])
+    devices = jax.devices()[: config.devices]
+    parallel = train.parallelize(step, mode=config.parallel, devices=devices)
 
-    evaluate = task.evaluator(config, plain, val_source)
+    own = [device for device in devices if device.process_index == jax.process_index()]
+    evaluate = task.evaluator(config, plain, val_source, own)
     run_config = {**to_json(config), "categories": list(categories)}
     writers = (train.JsonlWriter(config.output), train.TensorBoardWriter(config.output / "tensorboard"))
     if first_host and not (config.output / "config.json").exists():  # a resume that is refused must not change it
@@ -100,7 +99,7 @@ def run(config: Config) -> dict[str, float]:
     state = train.fit(
         parallel,
         train.create_state(key, variables, tx, ema=wanted.ema_decay is not None),
-        task.train_batches(config, train_source),
+        train_batches(config, task.rows(config), train_source),
         total_steps=config.steps,
         checkpointer=checkpointer,
         config=run_config,
@@ -117,22 +116,22 @@ def run(config: Config) -> dict[str, float]:
     if first_host:
         write_json(config.output / "config.json", run_config)
         write_json(config.output / "results.json", figures)
-        for name, picture in task.pictures(config, plain, variables, val_source, config.pictures):
-            path = config.output / "pictures" / f"{name}.png"
-            path.parent.mkdir(exist_ok=True)
-            Image.fromarray(picture).save(path)
+        draw(config, plain, variables, val_source)
     return figures
 
 
-def computing_in(dtype: str, loss_fn: train.step.LossFn) -> train.step.LossFn:
-    """The loss of a network that computes in ``dtype``: it takes that of its images."""
-    if dtype == "float32":
-        return loss_fn
-
-    def cast(params, model_state, batch, key):
-        return loss_fn(params, model_state, {**batch, "images": batch["images"].astype(dtype)}, key)
-
-    return cast
+def draw(config: Config, model: nn.Module, variables: Variables, source: Any) -> None:
+    """Pictures of the predictions on the first validation images, each named by its number or id."""
+    task = task_of(config.model)
+    preprocessing = Preprocessing(config, task.rows(config))
+    predict = task.predictor(config, model, variables, preprocessing=preprocessing, categories=source.categories)
+    folder = config.output / "pictures"
+    for index in range(min(config.pictures, len(source))):
+        example = source[index]
+        if example is not None:
+            folder.mkdir(exist_ok=True)
+            picture = predict(example["image"], example).picture
+            Image.fromarray(picture).save(folder / f"{example.get('image_id', index)}.png")
 
 
 def find_weights(config: Config) -> WeightsRecord | Path | None:

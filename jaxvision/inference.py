@@ -28,41 +28,58 @@ def detect_with(model: nn.Module) -> Detect:
     return jax.jit(lambda variables, *inputs: model.apply(variables, *inputs, method="detect"))
 
 
+@functools.cache
+def detect_in_bytes(detect: Detect, mean: tuple[float, ...], std: tuple[float, ...], scale: float) -> Detect:
+    """``detect`` of images uint8 [b, h, w, c], which it normalises first."""
+
+    def detect_in(variables, images, image_sizes, *regions):
+        pixels = ops.normalize(images, image_sizes, mean=mean, std=std, scale=scale)
+        return detect(variables, pixels, image_sizes, *regions)
+
+    return jax.jit(detect_in)
+
+
 def predict(
     model: nn.Module | Detect,
     variables: Variables,
     images: Sequence[Any],
     *,
-    preprocessing: Callable[[Any], Float[np.ndarray, "_ _ c"]],
+    preprocessing: Any,
     regions: Sequence[Float[np.ndarray, "_ 4"]] | None = None,
     batch_size: int = 4,
+    shapes: Sequence[tuple[int, int]] | None = None,
     bucket: int | None = None,
     min_score: int | float = 0.0,
 ) -> list[Detections]:
     """What is in each image: NumPy arrays with a row a detection, best first, boxes in pixels of the image as given.
 
     images: files, Pillow images or uint8 arrays, whatever ``preprocessing`` takes: that of a weights record
-    (``get_record(...).preprocessing``) or of a run. It makes normalised images, which are padded with zeros to
-    multiples of ``bucket`` pixels, so that few shapes compile: by default of the network's own input size, or of 128 if
-    it takes any. A batch is filled up with zeros. Photographs are turned upright by their EXIF tag before.
+    (``get_record(...).preprocessing``) or of a run. Its ``pixels`` makes bytes of the size that the network takes, and
+    its ``mean``, ``std`` and ``scale`` normalise them on the device; a function without these makes normalised images.
+    They are padded to the first of ``shapes`` = (height, width) that they fit into, or else to multiples of ``bucket``
+    pixels, so that few shapes compile: by default of the network's own input size, or of 128 if it takes any. A batch
+    is filled up with zeros. Photographs are turned upright by their EXIF tag before.
     regions: for a detector that is given them, the boxes of each image in its own pixels (``data.selective_search``);
     they are padded to a multiple of 64.
     Raises: what ``preprocessing`` raises, with the image's place in the list.
     """
     detect = detect_with(model) if isinstance(model, nn.Module) else model
+    if hasattr(preprocessing, "pixels"):
+        detect = detect_in_bytes(detect, preprocessing.mean, preprocessing.std, preprocessing.scale)
     bucket = bucket or getattr(model, "init_size", 128)
     prepared = [_prepared(index, image, preprocessing) for index, image in enumerate(images)]
-    shapes = [_padded_shape(pixels.shape, bucket) for pixels, _ in prepared]
+    padded = [_padded_shape(pixels.shape, shapes or (), bucket) for pixels, _ in prepared]
     if regions is not None:
         if len(regions) != len(prepared):
             raise ValueError(f"{len(prepared)} images, but regions for {len(regions)}")
         room = _multiple(max(map(len, regions), default=1), 64)
     found: dict[int, Detections] = {}
-    for shape in dict.fromkeys(shapes):
-        members = [index for index, other in enumerate(shapes) if other == shape]
+    for shape in dict.fromkeys(padded):
+        members = [index for index, other in enumerate(padded) if other == shape]
         for first in range(0, len(members), batch_size):
             rows = members[first : first + batch_size]
-            batch, sizes = np.zeros((batch_size, *shape), np.float32), np.ones((batch_size, 2), np.float32)
+            sizes = np.ones((batch_size, 2), np.float32)
+            batch = np.zeros((batch_size, *shape), prepared[rows[0]][0].dtype)
             for row, index in enumerate(rows):
                 pixels, _ = prepared[index]
                 batch[row, : pixels.shape[0], : pixels.shape[1]] = pixels
@@ -186,7 +203,7 @@ def _merge(found: Detections, *, limit: int, iou_threshold: float = 0.5) -> Dete
 
 
 def _prepared(index: int, image: Any, preprocessing: Callable) -> tuple[np.ndarray, tuple[int, int]]:
-    """The normalised image, and the (height, width) it had."""
+    """The bytes of the network's image, or the normalised image, and the (height, width) it had."""
     from PIL import Image, ImageOps
 
     try:
@@ -199,6 +216,8 @@ def _prepared(index: int, image: Any, preprocessing: Callable) -> tuple[np.ndarr
             with Image.open(image) as file:
                 turned = ImageOps.exif_transpose(file)
                 original = turned.height, turned.width
+        if hasattr(preprocessing, "pixels"):
+            return preprocessing.pixels(image), original
         return np.asarray(preprocessing(image), np.float32), original
     except (OSError, ValueError) as error:
         raise ValueError(f"image {index} of the list: {error}") from error
@@ -214,8 +233,10 @@ def _padded_regions(regions, rows, prepared, shape: tuple[int, int]) -> Regions:
     return Regions(boxes, valid)
 
 
-def _padded_shape(shape: tuple[int, ...], bucket: int) -> tuple[int, ...]:
-    return (*(_multiple(side, bucket) for side in shape[:2]), shape[2])
+def _padded_shape(shape: tuple[int, ...], shapes: Sequence[tuple[int, int]], bucket: int) -> tuple[int, ...]:
+    height, width, channels = shape
+    fitting = (known for known in shapes if height <= known[0] and width <= known[1])
+    return (*next(fitting, (_multiple(height, bucket), _multiple(width, bucket))), channels)
 
 
 def _multiple(length: int | float, of: int) -> int:

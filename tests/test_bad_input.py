@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 import jaxvision as jv
 from experiments import detection, train
 from experiments.config import Coco, Config
+from experiments.reading import train_batches
 from jaxvision import train as training
 from tests.train.task import Batches
 
@@ -48,7 +49,7 @@ def configure(folder, *, change=None, on_error="raise"):
     return Config(
         data=Coco(folder, folder / "instances.json", on_error=on_error),
         model="maskrcnn_small",
-        image_size=(64, 64),
+        image_size=((64, 64),),
         batch_size=2,
         workers=0,
         output=folder / "run",
@@ -78,7 +79,7 @@ def test_a_bad_data_set_stops_the_run_before_it_writes_or_is_passed_over(tmp_pat
         assert not config.output.exists()
     else:
         source, _ = detection.sources(config)
-        batch = next(detection.train_batches(config, source))
+        batch = next(train_batches(config, detection.rows(config), source))
         assert np.isfinite(batch["images"]).all() and batch["targets"].valid[batch["image_ids"] == 1].any()
         assert not batch["targets"].valid[batch["image_ids"] == 2].any()
         assert len(source.problems) == 1

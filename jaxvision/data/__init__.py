@@ -6,6 +6,7 @@ Names are loaded at first use: Grain and TFDS take a while that a model need not
 import importlib
 
 ROOMS = {
+    "Batches": "pipeline",
     "ClassificationRows": "rows",
     "CocoDetection": "coco",
     "DetectionRows": "rows",

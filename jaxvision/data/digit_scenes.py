@@ -196,6 +196,9 @@ class DigitScenesSource:
     def __len__(self) -> int:
         return len(self.records)
 
+    def size(self, index: SupportsIndex) -> tuple[int, int]:
+        return SIZE, SIZE
+
     def __getitem__(self, index: SupportsIndex) -> Example:
         record = self.records[index]
         pictures = {name: decode_png(record[name]) for name in PICTURES}

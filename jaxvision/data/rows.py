@@ -23,6 +23,9 @@ class Rows(Protocol):
     def prepare(self, example: Example) -> Example:
         """An example before its transforms."""
 
+    def frame(self, example: Example, shape: tuple[int, int]) -> Example:
+        """The example at the size in which it goes into ``shape`` = (height, width)."""
+
     def row(self, example: Example, shape: tuple[int, int], dropped: Any) -> Batch:
         """The row of an example in a batch of ``shape`` = (height, width). ``dropped.add(reason, count, image_id)``
         counts what is left out."""
@@ -41,8 +44,11 @@ class ClassificationRows:
     def prepare(self, example: Example) -> Example:
         return example
 
+    def frame(self, example: Example, shape: tuple[int, int]) -> Example:
+        return cover(example, shape)
+
     def row(self, example: Example, shape: tuple[int, int], dropped: Any) -> Batch:
-        return {"images": cover(example, shape)["image"], "labels": np.int32(example["label"]), "valid": np.True_}
+        return {"images": self.frame(example, shape)["image"], "labels": np.int32(example["label"]), "valid": np.True_}
 
     def empty(self, shape: tuple[int, int]) -> Batch:
         return {"images": np.zeros((*shape, 3), np.uint8), "labels": np.int32(0), "valid": np.False_}
@@ -78,8 +84,11 @@ class DetectionRows:
             raise ValueError("planes of masks were asked for, but this source gives them on their boxes; set mask_side")
         return example
 
+    def frame(self, example: Example, shape: tuple[int, int]) -> Example:
+        return fit(example, shape)
+
     def row(self, example: Example, shape: tuple[int, int], dropped: Any) -> Batch:
-        example = fit(example, shape)
+        example = self.frame(example, shape)
         h, w = example["image"].shape[:2]
         images = np.zeros((*shape, 3), np.uint8)
         images[:h, :w] = example["image"]

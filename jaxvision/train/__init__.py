@@ -4,7 +4,7 @@ from jaxvision.train.checkpoint import Checkpointer, Restored, load_variables
 from jaxvision.train.loop import Batches, NonFiniteLossError, fit
 from jaxvision.train.mixing import cutmix, mixup
 from jaxvision.train.optim import matching, optimizer, schedule
-from jaxvision.train.parallel import AXIS, Parallel, parallelize
+from jaxvision.train.parallel import AXIS, Parallel, parallelize, per_device
 from jaxvision.train.processes import connect, gather
 from jaxvision.train.state import TrainState, create_state, state_variables
 from jaxvision.train.step import accumulate, make_train_step, mean_over, value_and_grads
@@ -34,6 +34,7 @@ __all__ = [
     "mixup",
     "optimizer",
     "parallelize",
+    "per_device",
     "schedule",
     "state_variables",
     "value_and_grads",

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxvision.train.state import TrainState
 from jaxvision.train.step import Step
 
-__all__ = ["AXIS", "Parallel", "parallelize"]
+__all__ = ["AXIS", "Parallel", "parallelize", "per_device"]
 
 AXIS = "data"
 
@@ -84,6 +84,33 @@ def _by_pmap(step: Step, devices: list[jax.Device]) -> Parallel:
         shard_state=replicate,
         shard_batch=lambda batch: jax.tree.map(shard_leaf, batch),
         unshard=lambda state: jax.tree.map(lambda leaf: leaf.addressable_data(0)[0], state),
+    )
+
+
+def per_device(
+    function: Callable[[Any, Any], Any], devices: Sequence[jax.Device]
+) -> tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]:
+    """``function(variables, batch)`` on each of these devices of this process with its own rows of the batch, side by
+    side and without a word between them: what a device computes does not depend on how many there are.
+
+    Returns (place, call): ``place(variables)`` copies these to the devices, once for many calls of
+    ``call(variables, batch)``, compiled once a shape. Every array of the batch and of the result has rows first, and
+    the devices' rows stand one after the other.
+    """
+    mesh = Mesh(np.array(devices), (AXIS,))
+    same, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
+    call = jax.jit(
+        jax.shard_map(
+            function,
+            mesh=mesh,
+            in_specs=(PartitionSpec(), PartitionSpec(AXIS)),
+            out_specs=PartitionSpec(AXIS),
+            check_vma=False,  # loops inside start from constants, which count as the same on all devices
+        )
+    )
+    return (
+        lambda variables: jax.device_put(variables, same),
+        lambda variables, batch: call(variables, jax.device_put(batch, split)),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxvision.typing import Float
+from jaxvision.typing import Float, UInt8
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,12 @@ class Preprocessing:
             raise ValueError(f"crop={self.crop} does not fit into shorter_side={self.shorter_side}")
 
     def __call__(self, image: Any) -> Float[np.ndarray, "h w 3"]:
-        """The float32 image for the network, without a batch axis.
+        """The float32 image for the network, without a batch axis: ``pixels``, normalised."""
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        return (self.pixels(image).astype(np.float32) * np.float32(self.scale) - mean) / std
+
+    def pixels(self, image: Any) -> UInt8[np.ndarray, "h w 3"]:
+        """The bytes of the image for the network, which ``ops.normalize`` takes on the device.
 
         image: uint8 array [h, w], [h, w, 1], [h, w, 3] or [h, w, 4] in RGB (alpha is dropped), a Pillow image, or
         the path of a file.
@@ -54,11 +59,8 @@ class Preprocessing:
         if self.crop is not None:
             left, top = round((width - self.crop) / 2), round((height - self.crop) / 2)
             picture = picture.crop((left, top, left + self.crop, top + self.crop))
-        pixels = np.asarray(picture, np.float32)
-        if self.channels == "BGR":
-            pixels = pixels[..., ::-1]
-        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
-        return (pixels * np.float32(self.scale) - mean) / std
+        pixels = np.asarray(picture)
+        return pixels[..., ::-1] if self.channels == "BGR" else pixels
 
     def _size(self, width: int, height: int) -> tuple[int, int]:
         if self.stretch:
