@@ -158,7 +158,7 @@ def evaluator(
 
 def without_gaps(batch: dict[str, Any], devices: int) -> dict[str, Any]:
     """The batch with each device's first valid row in place of those that are not: rows of padding would count in the
-    losses as images without objects. A device without any keeps them, and its losses have no weight."""
+    losses as images without objects. The losses of a device without any have no weight."""
     valid = batch["valid"].reshape(devices, -1)
     own = np.where(valid, np.arange(valid.shape[1]), valid.argmax(1)[:, None])
     index = (own + np.arange(devices)[:, None] * valid.shape[1]).ravel()

@@ -16,7 +16,6 @@ import pytest
 from PIL import Image
 
 from experiments import classification, rcnn_svm, train
-from experiments.augmentation import transforms
 from experiments.config import (
     Augmentation,
     Coco,
@@ -31,7 +30,9 @@ from experiments.config import (
     to_json,
 )
 from experiments.evaluate import load_run
-from experiments.predict import preprocessing_of, unique_paths
+from experiments.predict import unique_paths
+from experiments.reading import Preprocessing, normalized, transforms
+from experiments.tasks import task_of
 from jaxvision import losses, registry
 from jaxvision.data import digit_scenes as digit_scenes_module
 
@@ -122,7 +123,7 @@ def smoke(config, data, output):
         model, options = "headed", {}
     return dataclasses.replace(
         config, data=data, model=model, model_options=options, weights=None, backbone_weights=None, resize=None,
-        image_size=config.image_size if model in ONE_SIZE else (64, 64), batch_size=2, steps=1, eval_every=1,
+        image_size=config.image_size if model in ONE_SIZE else ((64, 64),), batch_size=2, steps=1, eval_every=1,
         eval_images=2, eval_batch_size=2, pictures=1,
         optimizer=dataclasses.replace(config.optimizer, warmup_steps=0, freeze=()), output=output, devices=1,
         augmentation=dataclasses.replace(config.augmentation, flip=0.5, colour=0.1),
@@ -141,7 +142,7 @@ def test_config_builds(name):
     """The model of the full config takes its images, and its loss or logits come out, in shapes."""
     config = available()[name][1]
     model = registry.get_model(config.model, num_classes=10, **config.model_options)
-    images = jax.ShapeDtypeStruct((config.batch_size, *config.image_size, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((config.batch_size, *config.image_size[0], 3), jnp.float32)
     (outputs, _), variables = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
     assert jax.tree.leaves(outputs)[0].shape[0] == config.batch_size and variables["params"]
 
@@ -234,15 +235,15 @@ def test_the_last_validation_is_not_repeated(tmp_path, monkeypatch):
 def test_training_sees_what_validation_and_prediction_see(name):
     """But for the random part: a large image is brought to the network's size before it is enlarged and cropped."""
     config = dataclasses.replace(
-        available()[name][1], image_size=(64, 64), augmentation=Augmentation(flip=0.0, scale=(1.0, 1.0000001))
+        available()[name][1], image_size=((64, 64),), augmentation=Augmentation(flip=0.0, scale=(1.0, 1.0000001))
     )
     image = np.tile(np.linspace(0, 255, 800, dtype=np.uint8)[None, :, None], (600, 1, 3))
-    example = {"image": image}
-    for step in transforms(config, train=True):
+    example, rows = {"image": image}, task_of(config.model).rows(config)
+    for step in transforms(config, rows, train=True):
         example = step(0, example)
-    pixels = preprocessing_of(config)(image) * np.array(config.std, np.float32) + np.array(config.mean, np.float32)
+    pixels = Preprocessing(config, rows).pixels(image)
     assert example["image"].shape == pixels.shape
-    np.testing.assert_allclose(example["image"] / 255, pixels, atol=0.01)
+    np.testing.assert_allclose(example["image"].astype(int), pixels, atol=2)
 
 
 @pytest.mark.parametrize("name", sorted(available()))
@@ -299,19 +300,20 @@ def test_predict_classifies_a_photograph_with_real_weights(tmp_path):
 
 def test_validation_sees_the_configured_middle():
     """224 of 256: the shorter side is resized to 256, and the middle 224 pixels of both are taken."""
-    config = dataclasses.replace(available()["imagenet_resnet50"][1], image_size=(28, 28), eval_crop=28 / 32)
+    config = dataclasses.replace(available()["imagenet_resnet50"][1], image_size=((28, 28),), eval_crop=28 / 32)
     image = np.zeros((64, 96, 3), np.uint8)
     image[4:60, 20:76] = 255  # 56 x 56 of the 64 x 64 in the middle
-    pixels = preprocessing_of(config)(image) * np.array(config.std, np.float32) + np.array(config.mean, np.float32)
+    pixels = Preprocessing(config, classification.rows(config)).pixels(image)
     assert pixels.shape == (28, 28, 3)
-    assert (pixels[1:-1, 1:-1] > 0.99).all() and (pixels[0] > 0.5).all()
+    assert (pixels[1:-1, 1:-1] > 252).all() and (pixels[0] > 127).all()
 
 
 def headed(**options):
     """The configured loss function of ``Headed``, its parameters and a batch."""
     config = Config(data=Digits(), model=options.pop("model", "googlenet"), **options)
-    batch = {"images": jax.random.normal(jax.random.key(1), (4, 6, 6, 3)), "labels": jnp.array([3, 0, 1, 1])}
-    params = Headed().init(jax.random.key(0), batch["images"], train=True)["params"]
+    images = jax.random.randint(jax.random.key(1), (4, 6, 6, 3), 0, 256).astype(jnp.uint8)
+    batch = {"images": images, "labels": jnp.array([3, 0, 1, 1])}
+    params = Headed().init(jax.random.key(0), normalized(config, batch), train=True)["params"]
     return classification.loss_of(config, Headed()), params, batch
 
 
@@ -319,7 +321,8 @@ def headed(**options):
 def test_loss_of_a_classifier_by_hand(model, weight):
     loss_fn, params, batch = headed(model=model, label_smoothing=0.1)
     loss, (metrics, _) = loss_fn(params, {}, batch, jax.random.key(2))
-    logits, auxiliary = Headed().apply({"params": params}, batch["images"], train=True)
+    images = normalized(Config(data=Digits(), model=model), batch)
+    logits, auxiliary = Headed().apply({"params": params}, images, train=True)
 
     def mean(logits):
         return losses.cross_entropy(logits, batch["labels"], label_smoothing=0.1).mean()
@@ -348,7 +351,7 @@ def test_mixup_and_cutmix_take_turns():
 def test_bfloat16_network_has_float32_losses_and_gradients():
     loss_fn, params, batch = headed()
     (want, _), exact = jax.value_and_grad(loss_fn, has_aux=True)(params, {}, batch, jax.random.key(0))
-    coarse_fn = train.computing_in("bfloat16", loss_fn)
+    coarse_fn, _, _ = headed(compute_dtype="bfloat16")
     (loss, (metrics, _)), grads = jax.value_and_grad(coarse_fn, has_aux=True)(params, {}, batch, jax.random.key(0))
     for leaf in jax.tree.leaves((loss, metrics, grads)):
         assert leaf.dtype == jnp.float32

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.train.two_processes import RUNS, ten_steps
+from tests.train.two_processes import RUNS, evaluations, ten_steps
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 # Relative to the length of the vector: a bias that started at zero may differ by 1e-4 of itself in float32, where one
@@ -75,6 +75,17 @@ def test_two_processes_equal_one(mode, dtype, alone, folder):
     for process in range(2):
         results = np.load(folder / f"process{process}.npz")
         assert_same_training((results[name], results[f"{name}_losses"]), alone[dtype], dtype)
+
+
+def test_two_processes_evaluate_as_one(folder):
+    """Each its share, and both get the figures of all."""
+    alone = evaluations(jax.devices()[:1])
+    assert 0.05 < alone["bbox/AP"] < 1
+    for process in range(2):
+        figures = json.loads(str(np.load(folder / f"process{process}.npz")["figures"]))
+        assert figures.keys() == alone.keys()
+        for name, value in alone.items():
+            np.testing.assert_allclose(figures[name], value, rtol=1e-6 if "loss" in name else 0, err_msg=name)
 
 
 def test_two_processes_stop_and_go_on_together(folder):

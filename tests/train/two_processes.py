@@ -1,7 +1,9 @@
 """What test_two_processes.py runs alone and in each of two processes:
 python -m tests.train.two_processes COORDINATOR PROCESS FOLDER."""
 
+import dataclasses
 import functools
+import json
 import os
 import pathlib
 import signal
@@ -12,15 +14,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import classification
+from experiments import classification, detection
 from experiments.config import Augmentation, Config, Digits
 from jaxvision import data, train
+from jaxvision.data.source import ground_truth_of
 from jaxvision.layers.convolution import Conv, Dense
 from jaxvision.layers.norm import BatchNorm
+from jaxvision.typing import Detections
 
 BATCH, STEPS = 16, 10
 RUNS = (("jit", np.float32), ("jit", np.float64), ("pmap", np.float64))  # each is compiled anew, which takes the time
-CONFIG = Config(data=Digits(), model="resnet18", augmentation=Augmentation(cutmix=1.0), label_smoothing=0.1)
+CONFIG = Config(
+    data=Digits(), model="resnet18", mean=(0.4,) * 3, std=(0.25,) * 3, image_size=((12, 12),),
+    augmentation=Augmentation(cutmix=1.0), label_smoothing=0.1, eval_batch_size=4,
+)  # fmt: skip
+DETECTION = dataclasses.replace(CONFIG, model="fasterrcnn_small")
 TX = train.optimizer("sgd", learning_rate=0.1, weight_decay=1e-3)
 
 
@@ -45,6 +53,9 @@ class Pictures:
     def __len__(self):
         return 42
 
+    def size(self, index):
+        return 12, 12
+
     def __getitem__(self, index):
         image = np.random.default_rng(int(index)).integers(0, 200, (12, 12, 3)).astype(np.uint8)
         image[..., int(index) % 3] += 40
@@ -52,12 +63,11 @@ class Pictures:
 
 
 def batches():
-    return data.classification_batches(
+    return data.batches(
         Pictures(),
+        data.ClassificationRows(),
         batch_size=BATCH // jax.process_count(),
-        image_size=(12, 12),
-        mean=(0.4,) * 3,
-        std=(0.25,) * 3,
+        shapes=((12, 12),),
         seed=3,
         shuffle=True,
         repeat=True,
@@ -67,6 +77,46 @@ def batches():
     )
 
 
+class Spots(nn.Module):
+    """Finds a square around the brightest pixel, as the class of its channel; the loss is the mean brightness."""
+
+    def detect(self, images, image_sizes):
+        place = jnp.argmax(images.reshape(len(images), -1), axis=1)
+        y, x, label = jnp.unravel_index(place, images.shape[1:])
+        corner = jnp.stack([x, y], axis=1).astype(jnp.float32)[:, None]
+        scores = jnp.max(images, axis=(1, 2, 3))[:, None] / 10
+        boxes = jnp.concatenate([corner - 2, corner + 3], axis=2)
+        return Detections(boxes, scores, label[:, None].astype(jnp.int32), jnp.ones(scores.shape, bool))
+
+    def loss(self, images, targets, image_sizes):
+        value = jnp.mean(images)
+        return value, {"loss": value}
+
+
+class Spotted(Pictures):
+    """The same with the square around the brightest pixel of each as its object."""
+
+    category_ids = (1, 2, 3)
+
+    def __getitem__(self, index):
+        image = super().__getitem__(index)["image"]
+        y, x, channel = np.unravel_index(image.argmax(), image.shape)
+        box = np.array([[x - 2, y - 2, x + 3, y + 2 + index % 3]], np.float32).clip(0, 12)
+        labels, iscrowd = np.array([channel], np.int32), np.zeros(1, bool)
+        return {"image": image, "image_id": int(index), "boxes": box, "labels": labels, "iscrowd": iscrowd}
+
+    def ground_truth(self, indices=None):
+        chosen = range(len(self)) if indices is None else indices
+        return ground_truth_of(map(self.__getitem__, chosen), categories=self.categories, category_ids=(1, 2, 3))
+
+
+def evaluations(devices=None):
+    """Validation figures of a classifier and of a detector."""
+    variables = Small().init(jax.random.key(0), jnp.zeros((1, 12, 12, 3)))
+    figures = classification.evaluator(CONFIG, Small(), Pictures(), devices)(variables)
+    return figures | detection.evaluator(DETECTION, Spots(), Spotted(), devices)({})
+
+
 def start(dtype):
     variables = Small().init(jax.random.key(0), jnp.zeros((1, 12, 12, 3)))
     state = train.create_state(jax.random.key(1), variables, TX, ema=True)
@@ -74,9 +124,10 @@ def start(dtype):
 
 
 @functools.cache
-def parallel(mode, count=None):
+def parallel(mode, count=None, dtype="float32"):
     axis_name = train.AXIS if mode == "pmap" else None
-    grad_fn = train.value_and_grads(classification.loss_of(CONFIG, Small(axis_name=axis_name)))
+    config = dataclasses.replace(CONFIG, compute_dtype=dtype)
+    grad_fn = train.value_and_grads(classification.loss_of(config, Small(axis_name=axis_name)))
     if mode == "pmap":
         grad_fn = train.mean_over(grad_fn, train.AXIS)
     return train.parallelize(
@@ -87,11 +138,10 @@ def parallel(mode, count=None):
 def ten_steps(mode, dtype, count=None):
     """All parameters, statistics, momenta and averages as one vector, and the loss of each step."""
     with jax.enable_x64(dtype == np.float64):
-        way, rows, losses = parallel(mode, count), batches(), []
+        way, rows, losses = parallel(mode, count, np.dtype(dtype).name), batches(), []
         state = way.shard_state(start(dtype))
         for _ in range(STEPS):
-            batch = next(rows)
-            state, metrics = way.step(state, way.shard_batch({**batch, "images": batch["images"].astype(dtype)}))
+            state, metrics = way.step(state, way.shard_batch(next(rows)))
             losses.append(float(metrics["loss"]))
         leaves = [np.ravel(x) for x in jax.tree.leaves(way.unshard(state)) if jnp.issubdtype(x.dtype, jnp.floating)]
         return np.concatenate(leaves), np.array(losses)
@@ -139,6 +189,7 @@ def main(coordinator: str, process: int, folder: pathlib.Path) -> None:
     for mode, dtype in RUNS:
         vector, losses = ten_steps(mode, dtype)
         results |= {f"{mode}_{np.dtype(dtype)}": vector, f"{mode}_{np.dtype(dtype)}_losses": losses}
+    results["figures"] = np.array(json.dumps(evaluations()))
     results["whole"] = fit(folder / "whole", 6)
     try:
         fit(folder / "parts", 6, Signalled())
