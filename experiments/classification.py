@@ -131,7 +131,7 @@ def predictor(
     """The ``top`` most probable classes. preprocessing: ``reading.Preprocessing`` or that of a weights record."""
     numbers = dict(mean=preprocessing.mean, std=preprocessing.std, scale=preprocessing.scale)
     classify = jax.jit(
-        lambda variables, image: jax.nn.softmax(model.apply(variables, ops.normalize(image, **numbers))[0])
+        lambda variables, image: jax.nn.softmax(model.apply(variables, ops.normalize(image, None, **numbers))[0])
     )
 
     def predict(image: np.ndarray, example: Any = None) -> Prediction:

@@ -202,7 +202,7 @@ def _merge(found: Detections, *, limit: int, iou_threshold: float = 0.5) -> Dete
     return jax.tree.map(lambda leaf: blank(leaf, 0), merged)._replace(labels=blank(merged.labels, -1), valid=valid)
 
 
-def _prepared(index: int, image: Any, preprocessing: Callable) -> tuple[np.ndarray, tuple[int, int]]:
+def _prepared(index: int, image: Any, preprocessing: Any) -> tuple[np.ndarray, tuple[int, int]]:
     """The bytes of the network's image, or the normalised image, and the (height, width) it had."""
     from PIL import Image, ImageOps
 

@@ -10,14 +10,15 @@ __all__ = ["normalize"]
 
 def normalize(
     images: UInt8[Array, "b h w c"],
-    image_sizes: Float[Array, "b 2"] | None = None,
+    image_sizes: Float[Array, "b 2"] | None,
     *,
     mean: tuple[float, ...],
     std: tuple[float, ...],
     scale: float = 1 / 255,
     dtype: str = "float32",
 ) -> Float[Array, "b h w c"]:
-    """``(images * scale - mean) / std`` of each channel, and zero in the padding, beyond ``image_sizes`` = (h, w).
+    """``(images * scale - mean) / std`` of each channel, and zero in the padding, beyond ``image_sizes`` = (h, w), if
+    there is any.
 
     It is meant to run inside the compiled program, so that images travel as bytes: a quarter of the memory. dtype: of
     the result, in which the network then computes. Bytes have no gradient: differentiate with respect to the result.
