@@ -1,4 +1,4 @@
-"""Time kernels and models, side by side with torchvision: ``python experiments/benchmark.py ops|model|…``.
+"""Time kernels and models, side by side with torchvision: ``python experiments/benchmark.py ops|model|data|…``.
 
 torch may live in another environment: ``--torch-python /path/to/its/python``. Both libraries run on the CPU with the
 same number of threads and take turns, call by call. Without torch jaxvision is timed alone. The ratio is the median
@@ -78,6 +78,20 @@ class Detection(Options):
     """Wished numbers of objects; there are as many as the detector has room for."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Data(Options):
+    """Reading: images a second and core beside torchvision's DataLoader, on the same files; bytes that an image sends
+    to the devices; start-up and memory of a set of COCO's size."""
+
+    repeats: int = 5
+    workers: int = 2
+    """Threads of ours, worker processes of torch."""
+    worker_processes: int = 0
+    """Worker processes of ours, each with so many threads."""
+    coco_sized: bool = True
+    """Also start on made-up annotations of 118,000 images and 860,000 objects, which takes two minutes."""
+
+
 class Torch:
     """The worker process with torch, idle except while it answers."""
 
@@ -85,9 +99,9 @@ class Torch:
     # slower with two threads than with one (pasting: 1,742 against 162 ms), and us look good for no merit of ours.
     PASSIVE: ClassVar = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 
-    def __init__(self, python: Path, threads: int):
+    def __init__(self, python: Path, script: str, threads: int):
         self.process = subprocess.Popen(
-            [str(python), str(HERE / "torch_reference.py"), str(threads)],
+            [str(python), str(HERE / script), str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -208,11 +222,23 @@ def objects_table(options: Detection) -> Iterator[str]:
         yield f"| {name} | {' | '.join(cells)} | {max(medians) / min(medians) - 1:.1%} |"
 
 
+def data_lines(options: Data, torch: Torch | None) -> Iterator[str]:
+    from experiments import benchmark_data  # the pipeline takes a while to import
+
+    workers = dict(workers=options.workers, worker_processes=options.worker_processes)
+    yield from benchmark_data.table(torch, repeats=options.repeats, cores=options.threads, **workers)
+    yield ""
+    yield from benchmark_data.bytes_of_an_image()
+    if options.coco_sized:
+        yield benchmark_data.start_of_coco()
+
+
 Command = (
     Annotated[Ops, tyro.conf.subcommand("ops")]
     | Annotated[Model, tyro.conf.subcommand("model")]
     | Annotated[Classification, tyro.conf.subcommand("classification")]
     | Annotated[Detection, tyro.conf.subcommand("detection")]
+    | Annotated[Data, tyro.conf.subcommand("data")]
 )
 
 
@@ -229,7 +255,8 @@ def main() -> None:
     cache = tempfile.TemporaryDirectory()
     jax.config.update("jax_compilation_cache_dir", cache.name)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    torch = Torch(options.torch_python, options.threads) if options.torch_python else None
+    script = "torch_data_reference.py" if isinstance(options, Data) else "torch_reference.py"
+    torch = Torch(options.torch_python, script, options.threads) if options.torch_python else None
     versions = {"jax": jax.__version__, **(torch.versions if torch else {})}
     print(", ".join(f"{name} {version}" for name, version in versions.items()), f"{options.threads} threads", sep=", ")
     if hasattr(os, "getloadavg"):
@@ -239,7 +266,7 @@ def main() -> None:
             print("the machine is busy: these figures are no better than hints")
     print()
     with cache:
-        for line in table(options, torch):
+        for line in data_lines(options, torch) if isinstance(options, Data) else table(options, torch):
             print(line, flush=True)
         if isinstance(options, Detection):
             print()

@@ -1,6 +1,7 @@
 """The law: transform then draw = draw then transform."""
 
 import copy
+from functools import partial
 
 import jax
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxvision.data.masks import on_boxes
 from jaxvision.data.transforms import (
     central_crop,
     colour_jitter,
@@ -319,3 +321,65 @@ def test_central_crop():
     image = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
     np.testing.assert_array_equal(central_crop({"image": image}, size=(3, 3))["image"], image[1:4, 2:5])
     np.testing.assert_array_equal(central_crop({"image": image}, size=(9, 3))["image"], image[:, 2:5])
+
+
+def with_grids(side):
+    """An example with planes of masks whose boxes are whole pixels, and the same with masks on their boxes."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (24, 36, 3), np.uint8)
+    boxes = np.array([[3, 2, 15, 14], [12, 6, 36, 18], [0, 0, 36, 24]], np.float32)
+    planes = np.zeros((3, 24, 36), bool)
+    for plane, (left, top, right, bottom) in zip(planes, boxes.astype(int)):
+        plane[top:bottom, left:right] = rng.random((bottom - top, right - left)) < 0.5
+    example = {
+        "image": image, "boxes": boxes, "masks": planes,
+        "labels": np.arange(3, dtype=np.int32), "iscrowd": np.zeros(3, bool),
+    }  # fmt: skip
+    return example, on_boxes(example, side)
+
+
+def planes_of(example):
+    """The mean over each pixel of the grids of an example, [n, h, w]."""
+
+    def shares(low, high, cells, length):
+        lines = np.linspace(low, high, cells + 1)
+        return np.diff(np.clip(lines - np.arange(length)[:, None], 0, 1), axis=1)
+
+    height, width = example["image"].shape[:2]
+    planes = [
+        shares(top, bottom, len(grid), height) @ (grid / 255) @ shares(left, right, len(grid), width).T
+        for grid, (left, top, right, bottom) in zip(example["masks"], example["mask_boxes"])
+    ]
+    return np.array(planes).reshape(-1, height, width)
+
+
+MOVES = {
+    "flip": partial(flip_horizontal, 0, probability=1.0),
+    "crop": partial(crop, top=4, left=7, size=(15, 20)),
+    "enlarge": partial(resize, size=(48, 72)),
+    "crop, enlarge and flip": lambda example: flip_horizontal(
+        0, resize(crop(example, top=1, left=5, size=(12, 30)), size=(36, 90)), probability=1.0
+    ),
+    "scale": partial(scale_jitter, 3, range=(2.0, 2.0)),
+}
+
+
+@pytest.mark.parametrize("move", MOVES)
+def test_masks_on_boxes_move_exactly_as_planes(move):
+    """Where planes can be moved exactly, whole pixels to whole pixels, and the grids' cells are parts of pixels."""
+    full, grids = with_grids(side=72)
+    wanted, moved = MOVES[move](full), MOVES[move](grids)
+    np.testing.assert_array_equal(moved["boxes"], wanted["boxes"])
+    np.testing.assert_array_equal(moved["labels"], wanted["labels"])
+    np.testing.assert_allclose(planes_of(moved), wanted["masks"], atol=1e-4)
+
+
+def test_objects_whose_mask_is_left_behind_are_dropped():
+    full, _ = with_grids(side=24)
+    full["masks"][1, :, 20:] = False  # what remains of object 1 is left of column 20
+    grids = on_boxes(full, 24)
+    window = dict(top=0, left=22, size=(24, 14))
+    assert crop(full, **window)["labels"].tolist() == crop(grids, **window)["labels"].tolist() == [2]
+    left = crop(grids, **window)
+    assert left["masks"].shape == (1, 24, 24) and left["mask_boxes"].tolist() == [[-22, 0, 14, 24]]
+    assert left["boxes"].tolist() == [[0, 0, 14, 24]]  # clipped, while the frame is not
