@@ -85,7 +85,7 @@ class Plan:
         kept = self._epochs.get(epoch)
         if kept is None:
             if len(self.shapes) == 1:
-                ranked = [np.arange(self.length)]
+                ranked = [range(self.length)]
             else:
                 start = epoch * self.length
                 shapes = self.shape_of[[self.order[start + place] for place in range(self.length)]]
@@ -94,7 +94,7 @@ class Plan:
             self._epochs = {**{key: self._epochs[key] for key in list(self._epochs)[-8:]}, epoch: kept}
         return kept
 
-    def _due(self, epoch: int, ranked: list[np.ndarray]) -> list[tuple[int, int]]:
+    def _due(self, epoch: int, ranked: list[np.ndarray | range]) -> list[tuple[int, int]]:
         found = []
         for shape, count in enumerate(self.counts.tolist()):
             first = epoch * count // self.batch_size
@@ -108,5 +108,5 @@ class Plan:
 class Epoch(NamedTuple):
     """The order of one epoch."""
 
-    ranked: list[np.ndarray]  # of each shape: the places of its images within the epoch, rising
+    ranked: list[np.ndarray | range]  # of each shape: the places of its images within the epoch, rising
     due: list[tuple[int, int]]  # (shape, number among its batches in the whole stream), as they are completed
