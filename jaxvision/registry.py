@@ -1,7 +1,7 @@
 """The one table of models: ``register``, ``get_model``, ``list_models``; and what any model can be initialised with."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -36,9 +36,28 @@ def register(*, task: str, name: str | None = None) -> Callable[[Callable[..., n
 def get_model(name: str, **options: Any) -> nn.Module:
     """The registered model as a Linen module; ``options`` go to its factory (``num_classes=10``).
 
-    Raises: ValueError with the nearest names if there is no such model.
+    Raises: ValueError with the nearest names if there is no such model, and for a number of classes or channels that
+    no model can have; TypeError for an option that the model does not have, or a number that is no integer.
     """
-    return _entry(name).factory(**options)
+    entry = _entry(name)
+    check_counts(options)
+    if entry.task == "detection" and options.get("num_classes") == 0:
+        raise ValueError(f"{name}: num_classes=0 stands for a classifier without its head; a detector has at least 1")
+    try:
+        return entry.factory(**options)
+    except TypeError as error:
+        raise TypeError(f"{name} with the options {sorted(options)}: {error}") from error
+
+
+def check_counts(options: Mapping[str, Any]) -> None:
+    """Raises: TypeError or ValueError unless ``num_classes`` is an integer from 0 and ``in_channels`` one from 1, where
+    they are given."""
+    for option, least in (("num_classes", 0), ("in_channels", 1)):
+        value = options.get(option, least)
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            raise TypeError(f"{option} is an integer, not {str(value)[:50]!r} of type {type(value).__name__}")
+        if value < least:
+            raise ValueError(f"{option}={value}, but it is at least {least}")
 
 
 def list_models(*, task: str | None = None) -> list[str]:
@@ -62,6 +81,8 @@ def example_images(model: nn.Module) -> jax.Array:
 
 
 def _entry(name: str) -> Entry:
+    if not isinstance(name, str):
+        raise TypeError(f"a model is named by a string, not by a {type(name).__name__}")
     if name not in _MODELS:
         near = difflib.get_close_matches(name, _MODELS, n=3)
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {sorted(_MODELS)}"

@@ -5,7 +5,7 @@ import hashlib
 import importlib.metadata
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,23 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxvision import registry
 from jaxvision.typing import Variables
-from jaxvision.weights.convert import Misshapen, as_leaf, match, misfit, torch_shapes
+from jaxvision.weights.convert import (
+    IGNORED,
+    Misshapen,
+    as_leaf,
+    class_counts,
+    head_paths,
+    match,
+    misfit,
+    torch_shapes,
+    unfit,
+)
 from jaxvision.weights.darknet import DARKNET, read_darknet
-from jaxvision.weights.files import PICKLES, read_state_dict
-from jaxvision.weights.records import WeightsRecord, get_record
+from jaxvision.weights.files import read_state_dict
+from jaxvision.weights.records import WeightsRecord, get_record, list_weights
+
+PREFIXES = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, Lightning
+MAX_CHANNELS = 1024  # of the images that a checkpoint's stem takes
 
 logger = logging.getLogger("jaxvision")
 
@@ -30,23 +43,29 @@ def load_weights(
     *,
     num_classes: int | None = None,
     in_channels: int | None = None,
+    allow_nonfinite: bool = False,
 ) -> Variables:
     """Variables of a model from published weights ("IMAGENET1K_V2", "DEFAULT"; see ``list_weights``) or from a
-    file with torch's keys (``.pth .pt .pkl .ckpt .bin .safetensors``), or with darknet's numbers (``.weights``).
+    file with torch's keys (``.pth .pt .pkl .ckpt .bin .tar .safetensors``, or of any name if it is a path), or with
+    darknet's numbers (``.weights``). Keys may all begin with ``module.``, ``_orig_mod.`` or ``model.``, as
+    DataParallel, ``torch.compile`` and Lightning write them.
 
     Records are downloaded once into ``$JAXVISION_CACHE`` (``~/.cache/jaxvision`` by default) and verified each
     time. A module has no name to look records up by: give it ``get_record(name, ...)`` or a file. Build the model
     with the record's ``model_options`` to reproduce its metrics.
 
-    num_classes: for fine-tuning; leaves that differ only in the number of outputs start anew. 0 stands for a
-    classifier without its head. A record that holds features only (its ``model_options`` have ``num_classes=0``)
-    gives these, or starts the whole head anew.
+    num_classes: for fine-tuning; heads, which are the leaves whose shape depends on the number of classes, start anew
+    where they differ in the number of outputs and in nothing else. 0 stands for a classifier without its head. A
+    record that holds features only (its ``model_options`` have ``num_classes=0``) gives these, or starts the whole
+    head anew.
     in_channels: for other images than RGB; the stem's kernel is summed over its inputs for one channel, so that a
     grey image gives what it gave on three, and repeated in turn and scaled by 3/n for n channels.
+    allow_nonfinite: take NaN and infinite numbers too, which are no weights.
     The logger "jaxvision" names every leaf that was adapted or starts anew, and those of heads that the model does
     not have (num_classes=0, aux_logits=False), which are left out.
 
-    Raises: ValueError if the checkpoint does not fit or is not what it should be, with every key;
+    Raises: ValueError if the checkpoint does not fit or is not what it should be, with the first keys of each kind
+    and the registered model that it would fit; FileNotFoundError; IsADirectoryError;
     ConnectionError if a download fails; ModuleNotFoundError if a record needs a package.
     """
     record = _record(model, weights)
@@ -57,25 +76,38 @@ def load_weights(
     untrained = set()
     if record is not None and record.model_options.get("num_classes") == 0:
         untrained = _keys(module, num_classes=1) - _keys(module, num_classes=0)
-    found = match(module, {key: value for key, value in state.items() if key not in untrained})
+    trained = {key: value for key, value in state.items() if key not in untrained}
+    found = match(module, trained, allow_nonfinite=allow_nonfinite)
     if found.unused:
         absent = _keys(module, num_classes=1, aux_logits=True).intersection(found.unused)
-        logger.info("not loaded: %s, heads that the model does not have", ", ".join(sorted(absent)))
+        if absent:
+            logger.info("not loaded: %s, heads that the model does not have", ", ".join(sorted(absent)))
         found = found._replace(unused=[key for key in found.unused if key not in absent])
+    stems, heads, others = _misshapen(module, found.misshapen, num_classes=num_classes, in_channels=in_channels)
+    wrong = [(stem.key, fault) for stem in stems if (fault := unfit(stem.value, allow_nonfinite=allow_nonfinite))]
+    missing = [(path, key) for path, key in found.missing if key not in untrained]
+    left = found._replace(missing=missing, misshapen=others, wrong=found.wrong + wrong)
+    if not left.exact:
+        source = weights if record is None else record.name
+        raise ValueError(f"{source}: {misfit(module, left)}")
+    anew = found.missing + [(item.path, item.key) for item in heads]
+    return unflatten_dict(found.leaves | dict(map(_adapted, stems)) | _started_anew(module, anew))
+
+
+def _misshapen(
+    module: nn.Module, items: list[Misshapen], *, num_classes: int | None, in_channels: int | None
+) -> tuple[list[Misshapen], list[Misshapen], list[Misshapen]]:
+    """Stems to adapt, heads to start anew, and what nobody asked for."""
     stems, heads, others = [], [], []
-    for item in found.misshapen:
-        if item.other_inputs and item.wanted[2] == in_channels:
+    known = head_paths(module) if items and num_classes is not None else set()
+    for item in items:
+        if item.other_inputs and item.wanted[2] == in_channels and item.value.shape[2] <= MAX_CHANNELS:
             stems.append(item)
-        elif num_classes is not None and item.other_outputs:
+        elif item.other_outputs and item.path in known:
             heads.append(item)
         else:
             others.append(item)
-    missing = [(path, key) for path, key in found.missing if key not in untrained]
-    unfit = found._replace(missing=missing, misshapen=others)
-    if not unfit.exact:
-        raise ValueError(misfit(module, unfit))
-    anew = found.missing + [(item.path, item.key) for item in heads]
-    return unflatten_dict(found.leaves | dict(map(_adapted, stems)) | _started_anew(module, anew))
+    return stems, heads, others
 
 
 def _module(model: str | nn.Module, record: WeightsRecord | None, **wanted: int | None) -> nn.Module:
@@ -86,9 +118,15 @@ def _module(model: str | nn.Module, record: WeightsRecord | None, **wanted: int 
         if options.get("in_channels", 3) != 3:
             published.pop("transform_input", None)  # between two ways to normalise RGB
         return registry.get_model(model, **{**published, **options})
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"load_weights takes a registered name or a module, not a {type(model).__name__}")
+    registry.check_counts(options)
     for name, value in options.items():
-        if getattr(model, name, value) != value:
-            raise ValueError(f"the module has {name}={getattr(model, name)}, not {value}")
+        own = (
+            {getattr(model, name)} if hasattr(model, name) else class_counts(model) if name == "num_classes" else set()
+        )
+        if own and value not in own:
+            raise ValueError(f"the module has {name}={min(own)}, not {value}")
     return model
 
 
@@ -96,10 +134,14 @@ def _record(model: str | nn.Module, weights: str | Path | WeightsRecord) -> Weig
     """The record that is meant, or None for a file."""
     if isinstance(weights, WeightsRecord):
         return weights
-    if isinstance(weights, Path) or Path(weights).suffix in (*PICKLES, ".safetensors", DARKNET):
+    if not isinstance(weights, str | Path) or not str(weights):
+        raise TypeError(f"weights are the name of a record, a path or a record, not {str(weights)[:50]!r}")
+    if isinstance(weights, Path) or Path(weights).suffix or len(Path(weights).parts) > 1:
         return None
-    if isinstance(model, str):
+    if isinstance(model, str) and (weights in (*list_weights(model), "DEFAULT") or not Path(weights).exists()):
         return get_record(model, weights)
+    if Path(weights).exists():
+        return None
     raise ValueError(
         f"which model's weights {weights!r}? A module has no name: give load_weights a path, or "
         f"get_record(name, {weights!r})"
@@ -139,9 +181,21 @@ def _started_anew(module: nn.Module, leaves: list[tuple[tuple[str, ...], str]]) 
 
 
 def _read_file(path: str | Path, module: nn.Module, *, other_outputs: bool) -> Mapping[str, Any]:
-    if Path(path).suffix == DARKNET:
+    if Path(path).suffix.lower() == DARKNET and not Path(path).is_dir():
         return read_darknet(path, module, other_outputs=other_outputs)
-    return read_state_dict(path)
+    return _without_prefixes(read_state_dict(path), torch_shapes(module).keys())
+
+
+def _without_prefixes(state: Mapping[str, Any], wanted: Set[str]) -> Mapping[str, Any]:
+    """The state dict without the prefixes that all its keys have, until one of them is the module's."""
+    while not wanted & state.keys():
+        named = [key for key in state if not key.endswith(IGNORED)]
+        prefix = next((prefix for prefix in PREFIXES if named and all(key.startswith(prefix) for key in named)), None)
+        if prefix is None:
+            return state
+        logger.info("the keys begin with %s, which is left out", prefix)
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
 
 
 def _read_record(record: WeightsRecord) -> Mapping[str, Any]:
