@@ -56,6 +56,12 @@ class Problems:
         self.found: dict[str, None] = {}  # in the order of discovery
         self._lock = threading.Lock()
 
+    def __getstate__(self) -> dict:  # a lock cannot go to another process, which lists for itself
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state, _lock=threading.Lock())
+
     def add(self, message: str) -> None:
         with self._lock:
             if message in self.found:

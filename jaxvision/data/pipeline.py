@@ -8,6 +8,7 @@ reading any (``batching.Plan``), so several shapes, and several processes that m
 import collections
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, SupportsIndex
 
@@ -71,14 +72,13 @@ def batches(
         order, records = order.repeat(), records.repeat()
     plan = Plan(source, order, shapes=tuple(shapes), batch_size=batch_size * process_count, repeat=repeat)
     share = Share(records, rows, plan, size=batch_size, first=process_index * batch_size, dropped=dropped)
-    threads = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=2 * batch_size if workers else 0)
-    elements = grain.MapDataset.source(share).to_iter_dataset(threads)
+    threads = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=2 * workers)  # each makes whole batches
+    ready = grain.MapDataset.source(share).to_iter_dataset(threads)
     if worker_processes:
         if not flags.FLAGS.is_parsed():  # Grain looks at flags of its own, also where nobody uses absl's
             flags.FLAGS.mark_as_parsed()
-        options = grain.MultiprocessingOptions(num_workers=worker_processes, per_worker_buffer_size=2 * batch_size)
-        elements = elements.mp_prefetch(options)
-    return Batches(iter(elements), batch_size=batch_size, dropped=dropped)
+        ready = ready.mp_prefetch(grain.MultiprocessingOptions(num_workers=worker_processes))
+    return Batches(iter(ready), dropped=dropped)
 
 
 class Batches:
@@ -86,19 +86,20 @@ class Batches:
 
     Without ``repeat`` it ends after one pass; for another, ``set_state`` to the state it had at the start.
     ``dropped`` counts the objects left out of the targets, by reason, as far as this process has read them.
+    ``close`` ends the threads and processes that read; without it they end with the program.
     """
 
-    def __init__(self, elements: grain.DatasetIterator, *, batch_size: int, dropped: "Tally"):
-        self._elements = elements
-        self._batch_size = batch_size
+    def __init__(self, ready: grain.DatasetIterator, *, dropped: "Tally"):
+        self._ready = [ready]
         self._dropped = dropped
+        # Also at the end of the program: Grain's own clean-up comes when the interpreter has begun to fall apart.
+        self.close = weakref.finalize(self, _close, self._ready)
 
     def __iter__(self) -> "Batches":
         return self
 
     def __next__(self) -> Batch:
-        rows = [next(self._elements) for _ in range(self._batch_size)]  # ends as they do: a share has whole batches
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+        return next(self._ready[0])
 
     @property
     def dropped(self) -> dict[str, int]:
@@ -106,10 +107,14 @@ class Batches:
 
     def get_state(self) -> dict[str, Any]:
         """The position as a small dict of JSON types."""
-        return self._elements.get_state()
+        return self._ready[0].get_state()
 
     def set_state(self, state: dict[str, Any]) -> None:
-        self._elements.set_state(state)
+        self._ready[0].set_state(state)
+
+
+def _close(ready: list[grain.DatasetIterator]) -> None:
+    ready.pop().close()
 
 
 class Tally:
@@ -147,18 +152,21 @@ class Transformed:
 
 
 class Share:
-    """The rows of one process, by number: of each batch of the plan ``size`` rows from ``first`` on."""
+    """The batches of one process, by number: of each of the plan's ``size`` rows from ``first`` on."""
 
     def __init__(self, records: grain.MapDataset, rows: Rows, plan: Plan, *, size: int, first: int, dropped: Tally):
         self.records, self.rows, self.plan, self.dropped = records, rows, plan, dropped
         self.size, self.first = size, first
 
     def __len__(self) -> int:
-        return len(self.plan) * self.size
+        return len(self.plan)
 
     def __getitem__(self, index: SupportsIndex) -> Batch:
-        batch, row = divmod(int(index), self.size)
-        shape, place = self.plan.place(batch, self.first + row)
+        rows = [self._row(int(index), self.first + row) for row in range(self.size)]
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+
+    def _row(self, batch: int, row: int) -> Batch:
+        shape, place = self.plan.place(batch, row)
         example = self.records[place] if place >= 0 else None
         if example is None and self.plan.repeat:
             example = self._another(shape, place)

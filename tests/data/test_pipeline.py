@@ -345,7 +345,7 @@ def test_several_shapes_resume_and_are_shared_out(position):
     assert {shape_of(batch) for batch in whole} == set(SHAPES)
     assert 103 not in ids(whole)
     resumed = detection(Pictures(13, missing=(3,)), batch_size=4, **options)
-    resumed.set_state({"next_index": position * 4})
+    resumed.set_state({"next_index": position})
     assert all(map(same, take(resumed, 14 - position), whole[position:]))
     parts = [
         take(detection(Pictures(13, missing=(3,)), batch_size=2, process_index=p, process_count=2, **options), 14)
