@@ -39,6 +39,8 @@ def get_model(name: str, **options: Any) -> nn.Module:
     Raises: ValueError with the nearest names if there is no such model, and for a number of classes or channels that
     no model can have; TypeError for an option that the model does not have, or a number that is no integer.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"a model is named by a string, not by a {type(name).__name__}")
     entry = _entry(name)
     check_counts(options)
     if entry.task == "detection" and options.get("num_classes") == 0:
@@ -81,8 +83,6 @@ def example_images(model: nn.Module) -> jax.Array:
 
 
 def _entry(name: str) -> Entry:
-    if not isinstance(name, str):
-        raise TypeError(f"a model is named by a string, not by a {type(name).__name__}")
     if name not in _MODELS:
         near = difflib.get_close_matches(name, _MODELS, n=3)
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {sorted(_MODELS)}"

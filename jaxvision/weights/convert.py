@@ -304,10 +304,9 @@ def _other_models(shapes: Mapping[str, tuple[int, ...]]) -> str:
     for name in registry.list_models():
         if (heads := _other_heads(name, shapes)) is not None:
             (other_classes if heads else exact).append(name)
-    if exact:
-        return f"It is the checkpoint of another model or of other options: it would fit {_some(exact)}."
-    if other_classes:
-        return f"It is the checkpoint of another model or of other options: with its num_classes it would fit {_some(other_classes)}."
+    for wording, names in (("it", exact), ("with its num_classes it", other_classes)):
+        if names:
+            return f"It is the checkpoint of another model or of other options: {wording} would fit {_some(names)}."
     return (
         "Is it the checkpoint of another model, or of another variant of this one? None of the "
         f"{len(registry.list_models())} registered models, built without options, has its keys and shapes."

@@ -68,8 +68,12 @@ def load_weights(
     and the registered model that it would fit; FileNotFoundError; IsADirectoryError;
     ConnectionError if a download fails; ModuleNotFoundError if a record needs a package.
     """
+    _check_kinds(model, weights)
+    counts = {"num_classes": num_classes, "in_channels": in_channels}
+    wanted = {name: value for name, value in counts.items() if value is not None}
+    registry.check_counts(wanted)
     record = _record(model, weights)
-    module = _module(model, record, num_classes=num_classes, in_channels=in_channels)
+    module = _module(model, record, wanted)
     state = (
         _read_file(weights, module, other_outputs=num_classes is not None) if record is None else _read_record(record)
     )
@@ -110,17 +114,20 @@ def _misshapen(
     return stems, heads, others
 
 
-def _module(model: str | nn.Module, record: WeightsRecord | None, **wanted: int | None) -> nn.Module:
+def _check_kinds(model: Any, weights: Any) -> None:
+    if not isinstance(model, str | nn.Module):
+        raise TypeError(f"load_weights takes the name of a model or a module, not a {type(model).__name__}")
+    if not isinstance(weights, str | Path | WeightsRecord) or weights == "":
+        raise TypeError(f"weights are the name of a record, a path or a record, not {str(weights)[:50]!r}")
+
+
+def _module(model: str | nn.Module, record: WeightsRecord | None, options: dict[str, int]) -> nn.Module:
     """The module of that name, or the one that is given, with the wanted numbers of classes and channels."""
-    options = {name: value for name, value in wanted.items() if value is not None}
     if isinstance(model, str):
         published = dict(record.model_options) if record else {}
         if options.get("in_channels", 3) != 3:
             published.pop("transform_input", None)  # between two ways to normalise RGB
         return registry.get_model(model, **{**published, **options})
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"load_weights takes a registered name or a module, not a {type(model).__name__}")
-    registry.check_counts(options)
     for name, value in options.items():
         own = (
             {getattr(model, name)} if hasattr(model, name) else class_counts(model) if name == "num_classes" else set()
@@ -134,8 +141,6 @@ def _record(model: str | nn.Module, weights: str | Path | WeightsRecord) -> Weig
     """The record that is meant, or None for a file."""
     if isinstance(weights, WeightsRecord):
         return weights
-    if not isinstance(weights, str | Path) or not str(weights):
-        raise TypeError(f"weights are the name of a record, a path or a record, not {str(weights)[:50]!r}")
     if isinstance(weights, Path) or Path(weights).suffix or len(Path(weights).parts) > 1:
         return None
     if isinstance(model, str) and (weights in (*list_weights(model), "DEFAULT") or not Path(weights).exists()):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxvision import registry
-from jaxvision.weights.convert import from_torch, to_torch
+from jaxvision.weights.convert import from_torch, head_paths, template, to_torch, torch_keys, torch_shapes
 
 
 class Transposed(nn.Module):
@@ -172,3 +172,30 @@ def test_two_leaves_under_one_key():
 def test_unknown_name():
     with pytest.raises(ValueError, match="no model named"):
         from_torch("resnet5", {})
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "asked", "fits"),
+    [
+        ("resnet34", {}, "resnet18", "it would fit resnet34."),
+        ("vgg16", {}, "vgg11", "it would fit vgg16 or vgg_d."),
+        ("ssd_small", {"num_classes": 3}, "resnet18", "with its num_classes it would fit ssd_small."),
+        ("resnet18", {"width": 32}, "resnet34", "None of the"),
+    ],
+)
+def test_a_misfit_names_the_model_that_would_fit(name, options, asked, fits):
+    shapes = torch_shapes(registry.get_model(name, **options))
+    with pytest.raises(ValueError, match=fits):
+        from_torch(asked, {key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes.items()})
+
+
+def test_heads_are_what_depends_on_the_number_of_classes():
+    model = registry.get_model("maskrcnn_small", num_classes=5)
+    keys = torch_keys(model, template(model))
+    layers = {keys[path].rpartition(".")[0] for path in head_paths(model)}
+    assert layers == {
+        "roi_heads.box_predictor.cls_score",
+        "roi_heads.box_predictor.bbox_pred",
+        "roi_heads.mask_predictor.mask_fcn_logits",
+    }
+    assert not head_paths(registry.get_model("resnet18", num_classes=0))

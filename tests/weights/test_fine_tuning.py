@@ -136,6 +136,19 @@ def test_channels_must_be_asked_for(checkpoint):
         load_weights(Model(in_channels=4), checkpoint, in_channels=1)
 
 
+@pytest.mark.parametrize("layer", ["fc1", "aux1"])
+def test_only_heads_start_anew(tmp_path, layer):
+    """aux1 is one; fc1, in the middle, has one output more and nothing else differs."""
+    changes = {f"{layer}.weight": np.ones((6, 4), np.float32), f"{layer}.bias": np.ones(6, np.float32)}
+    save_file(state_dict(**changes), tmp_path / "model.safetensors")
+    if layer == "fc1":
+        with pytest.raises(ValueError, match=r"shape: fc1\.bias is \(6,\), expected \(5,\)"):
+            load_weights(Model(num_classes=7), tmp_path / "model.safetensors", num_classes=7)
+    else:
+        params = load_weights(Model(num_classes=7), tmp_path / "model.safetensors", num_classes=7)["params"]
+        assert params["aux1"]["kernel"].shape == (4, 7)
+
+
 def test_other_groups_are_no_other_channels(checkpoint):
     with pytest.raises(ValueError, match=r"shape: grouped\.weight"):
         load_weights(Model(groups=1, in_channels=3), checkpoint, in_channels=3)

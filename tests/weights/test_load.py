@@ -58,6 +58,48 @@ def test_other_classes_start_anew(checkpoint, caplog):
     np.testing.assert_array_equal(params["stem_0"]["bias"], state_dict()["stem.0.bias"])
 
 
+PREFIXES = ("module.", "_orig_mod.", "model.", "module._orig_mod.", "model.module.", "_orig_mod.module.model.")
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_prefixes_of_all_keys(tmp_path, prefix):
+    state = {prefix + key: value for key, value in state_dict().items()}
+    counts = {"n_averaged": np.array(5), prefix + "bn.num_batches_tracked": np.array(3)}
+    save_file(state | counts, tmp_path / "model.safetensors")
+    params = load_weights(Model(), tmp_path / "model.safetensors")["params"]
+    np.testing.assert_array_equal(params["fc"]["kernel"], state_dict()["fc.weight"].T)
+
+
+class Wrapped(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return Model(name="model")(x)
+
+
+def test_a_prefix_that_is_the_modules_own(tmp_path):
+    save_file({f"model.{key}": value for key, value in state_dict().items()}, tmp_path / "model.safetensors")
+    params = load_weights(Wrapped(), tmp_path / "model.safetensors")["params"]
+    np.testing.assert_array_equal(params["model"]["fc"]["bias"], state_dict()["fc.bias"])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nonfinite_numbers_must_be_asked_for(tmp_path, value):
+    bias = np.array([0, value, 1], np.float32)
+    save_file(state_dict() | {"fc.bias": bias}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"(?s)fc\.bias holds 1 of 3 numbers that are NaN.*allow_nonfinite=True"):
+        load_weights(Model(), tmp_path / "model.safetensors")
+    params = load_weights(Model(), tmp_path / "model.safetensors", allow_nonfinite=True)["params"]
+    np.testing.assert_array_equal(params["fc"]["bias"], bias)
+
+
+def test_a_file_without_suffix(checkpoint, monkeypatch):
+    monkeypatch.chdir(checkpoint.parent)
+    checkpoint.rename("model")
+    for path in ("model", "./model", checkpoint.with_name("model")):
+        params = load_weights(Model(), path)["params"]
+        np.testing.assert_array_equal(params["fc"]["bias"], state_dict()["fc.bias"])
+
+
 def test_the_same_classes_start_nothing_anew(checkpoint, caplog):
     params = load_weights(Model(), checkpoint, num_classes=3)["params"]
     np.testing.assert_array_equal(params["fc"]["bias"], state_dict()["fc.bias"])
