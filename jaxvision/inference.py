@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxvision import ops
+from jaxvision.pictures import open_picture, upright, upright_size
 from jaxvision.typing import Array, Bool, Detections, Float, Regions, Variables
 
 __all__ = ["Detect", "detect_with", "flipped_and_scaled", "predict", "tiled"]
@@ -204,23 +205,29 @@ def _merge(found: Detections, *, limit: int, iou_threshold: float = 0.5) -> Dete
 
 def _prepared(index: int, image: Any, preprocessing: Any) -> tuple[np.ndarray, tuple[int, int]]:
     """The bytes of the network's image, or the normalised image, and the (height, width) it had."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     try:
         if isinstance(image, Image.Image):
-            image = ImageOps.exif_transpose(image)
+            image = upright(image)
             original = image.height, image.width
         elif isinstance(image, np.ndarray):
             original = image.shape[:2]
         else:
-            with Image.open(image) as file:
-                turned = ImageOps.exif_transpose(file)
-                original = turned.height, turned.width
+            original = _size_of_file(image)
         if hasattr(preprocessing, "pixels"):
             return preprocessing.pixels(image), original
         return np.asarray(preprocessing(image), np.float32), original
     except (OSError, ValueError) as error:
         raise ValueError(f"image {index} of the list: {error}") from error
+
+
+def _size_of_file(path: Any) -> tuple[int, int]:
+    try:
+        with open_picture(path) as picture:
+            return upright_size(picture)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _padded_regions(regions, rows, prepared, shape: tuple[int, int]) -> Regions:

@@ -6,10 +6,10 @@ covers ``[i, i + 1]`` and has its centre at ``i + 0.5``, and a box is ``right - 
 carry a suffix (``_cxcywh``). Images are NHWC. Labels are contiguous ``0 ... K-1``; background never leaves a model.
 
 Masks of the ground truth lie on a grid that spans a frame of their own: row i of an m x m mask whose frame reaches from
-``top`` to ``bottom`` covers ``[top + i * h / m, top + (i + 1) * h / m]`` with ``h = bottom - top``, columns likewise, and
-each cell holds the share of it that the object covers. The frame is the object's box as the data set has it; it moves
-with the image and is never clipped, so it may reach beyond a cropped image, where the box does not. Without frames
-a mask is a plane, and spans the padded input.
+``top`` to ``bottom`` covers ``[top + i * h / m, top + (i + 1) * h / m]`` with ``h = bottom - top``, columns likewise,
+and each cell holds the share of it that the object covers. The frame is the object's box as the data set has it; it
+moves with the image and is never clipped, so it may reach beyond a cropped image, where the box does not. Without
+frames a mask is a plane, and spans the padded input.
 """
 
 from collections.abc import Mapping

@@ -12,17 +12,18 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "jaxvision"
 ALLOWED = {
     "typing": set(),
     "version": set(),
+    "pictures": set(),
     "registry": {"typing"},
     "ops": {"typing"},
     "losses": {"typing", "ops"},
     "evaluate": {"typing", "ops"},
     "visualize": {"typing", "ops"},
-    "inference": {"typing", "ops"},  # takes models as arguments
+    "inference": {"typing", "ops", "pictures"},  # takes models as arguments
     "saliency": {"typing", "ops"},
-    "weights": {"typing", "registry"},  # from_torch takes a name or a module
+    "weights": {"typing", "registry", "pictures"},  # from_torch takes a name or a module
     "layers": {"typing", "ops", "losses"},
     "models": {"typing", "registry", "ops", "losses", "layers"},
-    "data": {"typing", "ops"},
+    "data": {"typing", "ops", "pictures"},
     "train": {"typing"},
 }
 FORBIDDEN = {"torch", "torchvision", "tensorflow"}

@@ -138,7 +138,7 @@ def tight_box(mask: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def decode_png(data: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(data)))
+    return np.asarray(Image.open(io.BytesIO(data), formats=("PNG",)))
 
 
 def encode_png(image: np.ndarray) -> bytes:
@@ -206,6 +206,7 @@ class DigitScenesSource:
         numbers = np.arange(1, len(boxes) + 1, dtype=np.uint8)
         return {
             "image": pictures["image"],
+            "size": (SIZE, SIZE),
             "image_id": int(record["image_id"]),
             "boxes": boxes,
             "labels": np.asarray(record["labels"], np.int32),

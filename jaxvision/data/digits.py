@@ -32,9 +32,12 @@ class Digits:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def size(self, index: SupportsIndex) -> tuple[int, int]:
+        return self.images.shape[1:]
+
     def __getitem__(self, index: SupportsIndex) -> Example:
         grey = np.round(self.images[index] * (255 / 16)).astype(np.uint8)
-        return {"image": np.repeat(grey[..., None], 3, axis=-1), "label": int(self.labels[index])}
+        return {"image": np.repeat(grey[..., None], 3, axis=-1), "size": grey.shape, "label": int(self.labels[index])}
 
 
 class DigitCrops:
@@ -47,7 +50,7 @@ class DigitCrops:
     """
 
     categories = CATEGORIES
-    size = 64
+    side = 64
     sides = (34, 50)
 
     def __init__(self, split: str):
@@ -59,17 +62,20 @@ class DigitCrops:
     def __len__(self) -> int:
         return self.paintings * len(self.labels)
 
+    def size(self, index: SupportsIndex) -> tuple[int, int]:
+        return self.side, self.side
+
     def __getitem__(self, index: SupportsIndex) -> Example:
         index = range(len(self))[index]
         rng = np.random.default_rng((self.split, index))
-        image = background(rng, self.photos, size=self.size).astype(np.float32)
+        image = background(rng, self.photos, size=self.side).astype(np.float32)
         digit = index % len(self.labels)
         strength = enlarge(self.digits[digit], int(rng.integers(self.sides[0], self.sides[1] + 1)))
-        top, left = rng.integers(self.size - len(strength) + 1, size=2).tolist()
+        top, left = rng.integers(self.side - len(strength) + 1, size=2).tolist()
         window = image[top : top + len(strength), left : left + len(strength)]
         colour = np.float32(colorsys.hsv_to_rgb(*rng.uniform((0.0, 0.6, 0.5), 1.0))) * 255
         window += np.minimum(2 * strength, 1.0)[..., None] * (colour - window)
-        return {"image": np.round(image).astype(np.uint8), "label": int(self.labels[digit])}
+        return {"image": np.round(image).astype(np.uint8), "size": image.shape[:2], "label": int(self.labels[digit])}
 
 
 def _check(split: str) -> None:

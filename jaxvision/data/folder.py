@@ -6,8 +6,9 @@ from typing import SupportsIndex
 
 from PIL import Image
 
-from jaxvision.data.images import OnError, Problems
+from jaxvision.data.images import OnError, Problems, size_in_header
 from jaxvision.data.source import Example
+from jaxvision.pictures import FORMATS
 
 __all__ = ["ImageFolder"]
 
@@ -17,31 +18,39 @@ class ImageFolder:
 
     Files are known by pillow's suffixes; hidden ones are passed over.  on_error: "raise" refuses a cut-off JPEG or
     PNG at once and any other unreadable picture when it is read; "skip" logs each, lists it in ``problems`` and
-    leaves it out (None in its place if found on reading).
+    leaves it out (None in its place if found on reading).  Of more than 10,000 pictures all are looked at on reading.
+    decode_at_least: as in ``CocoDetection``.
     Raises: FileNotFoundError if there is no such folder; ValueError if it has no classes, a class without pictures,
     or unreadable pictures under "raise".
     """
 
-    def __init__(self, root: str | os.PathLike, *, on_error: OnError = "raise"):
+    def __init__(
+        self,
+        root: str | os.PathLike,
+        *,
+        on_error: OnError = "raise",
+        decode_at_least: tuple[int, int] | None = None,
+    ):
         root = pathlib.Path(root)
+        self.decode_at_least = decode_at_least
         if not root.is_dir():
             raise FileNotFoundError(f"{root}: no such folder")
         self._problems = Problems(on_error)
         folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
         if not folders:
             raise ValueError(f"{root}: no folders inside; expected one folder a class")
-        suffixes = Image.registered_extensions()
+        suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
         self.categories = tuple(folder.name for folder in folders)
-        self.files: list[tuple[pathlib.Path, int]] = []
+        names: list[str] = []
+        labels: list[int] = []
         for label, folder in enumerate(folders):
-            pictures = [
-                path
-                for path in sorted(folder.rglob("*"))
-                if path.suffix.lower() in suffixes and not path.name.startswith(".")
-            ]
+            pictures = pictures_in(folder, suffixes)
             if not pictures:
                 self._problems.add(f"{folder}: no pictures in the folder of this class")
-            self.files += [(path, label) for path in pictures if self._problems.check_file(path)]
+            names += [os.path.relpath(path, root) for path in pictures]
+            labels += [label] * len(pictures)
+        sound = self._problems.check_files(root, names)
+        self.files = [(root / name, label) for name, label, ok in zip(names, labels, sound) if ok]
         self._problems.refuse(root)
         if not self.files:
             raise ValueError(f"{root}: no usable picture inside")
@@ -56,5 +65,20 @@ class ImageFolder:
 
     def __getitem__(self, index: SupportsIndex) -> Example | None:
         path, label = self.files[index]
-        image = self._problems.read(path)
-        return None if image is None else {"image": image, "label": label}
+        picture = self._problems.read(path, at_least=self.decode_at_least)
+        return None if picture is None else {"image": picture.pixels, "size": picture.size, "label": label}
+
+    def size(self, index: SupportsIndex) -> tuple[int, int]:
+        return size_in_header(self.files[index][0])
+
+
+def pictures_in(folder: pathlib.Path, suffixes: set[str]) -> list[str]:
+    """The pictures at any depth of a folder, sorted; hidden files are passed over."""
+    found = []
+    for parent, _, names in os.walk(folder):
+        found += [
+            os.path.join(parent, name)
+            for name in names
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
+        ]
+    return sorted(found, key=lambda path: pathlib.PurePath(path).parts)

@@ -1,38 +1,65 @@
 """Reading picture files, and what to do about those that cannot be read."""
 
+import io
 import logging
 import os
 import pathlib
 import threading
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-__all__ = ["OnError", "Problems", "looks_cut_off", "read_image"]
+from jaxvision.pictures import open_picture, upright, upright_size
+
+__all__ = ["OnError", "Picture", "Problems", "looks_cut_off", "read_image", "read_picture", "size_in_header"]
 
 OnError = Literal["raise", "skip"]
 
 END_MARKS = {".jpg": b"\xff\xd9", ".jpeg": b"\xff\xd9", ".png": b"IEND\xaeB\x60\x82"}
+MAX_CHECKED = 10_000  # files whose end is looked at before training; it takes a second, or minutes over a network
 
 logger = logging.getLogger("jaxvision")
 
 
-def read_image(path: str | os.PathLike) -> np.ndarray:
-    """The picture as uint8 RGB [h, w, 3], upright as its EXIF orientation says.
+class Picture(NamedTuple):
+    """A decoded picture, perhaps smaller than the file's."""
 
-    Raises: ValueError naming the file if it is missing, cut off or not a picture.
+    pixels: np.ndarray  # uint8 [h, w, 3], RGB, upright
+    size: tuple[int, int]  # (height, width) of the whole picture, upright
+
+
+def read_picture(file: str | os.PathLike | io.BytesIO, *, at_least: tuple[int, int] | None = None) -> Picture:
+    """The picture of a file as uint8 RGB, upright as its EXIF orientation says.
+
+    at_least: (height, width) that a JPEG must keep when it is decoded at a half, a quarter or an eighth of its size,
+    which saves the work of the rest.
+    Raises: ValueError naming the file if it is missing, cut off, too large or not a picture of a known format.
     """
     try:
-        with Image.open(path) as picture:
-            if picture.mode.startswith(("I", "F")):
-                raise ValueError(f"mode {picture.mode}: more than 8 bits a channel; scale it to 8 bits first")
-            return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+        with open_picture(file) as picture:
+            size = upright_size(picture)
+            if at_least is not None:
+                picture.draft("RGB", at_least[::-1] if size == picture.size[::-1] else at_least)
+            picture = upright(picture)
+            return Picture(np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB")), size)
     except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such image file") from error
+        raise ValueError(f"{file}: no such image file") from error
     # Pillow reports broken files by whatever its decoders stumble over.
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: not a readable image ({error}); restore the file or remove it") from error
+        raise ValueError(f"{file}: not a readable image ({error}); restore the file or remove it") from error
+
+
+def read_image(path: str | os.PathLike) -> np.ndarray:
+    """The pixels of the whole picture, as ``read_picture``."""
+    return read_picture(path).pixels
+
+
+def size_in_header(file: str | os.PathLike | io.BytesIO) -> tuple[int, int]:
+    """(height, width) of a picture, upright, of which no more than the header is read."""
+    with open_picture(file) as picture:
+        return upright_size(picture)
 
 
 def looks_cut_off(path: str | os.PathLike) -> bool:
@@ -80,24 +107,39 @@ class Problems:
                 "Mend them, or pass on_error='skip' to leave the named images and annotations out."
             )
 
-    def read(self, path: str | os.PathLike) -> np.ndarray | None:
+    def read(self, path: str | os.PathLike, *, at_least: tuple[int, int] | None = None) -> Picture | None:
         """The picture, or None if it cannot be read and is to be skipped."""
         try:
-            return read_image(path)
+            return read_picture(path, at_least=at_least)
         except ValueError as error:
             if self.on_error == "raise":
                 raise
             self.add(str(error))
             return None
 
-    def check_file(self, path: str | os.PathLike) -> bool:
-        """Whether the file is there and not cut off; it is decoded only where its end looks wrong."""
+    def check_files(self, folder: str | os.PathLike, names: Sequence[str]) -> list[bool]:
+        """Which of these files are there and, where they are few, not cut off. Each folder is listed once."""
+        paths = [os.path.join(folder, name) for name in names]
+        there = {parent: listed(parent) for parent in {os.path.dirname(path) for path in paths}}
+        return [self._is_sound(path, there[os.path.dirname(path)], len(paths)) for path in paths]
+
+    def _is_sound(self, path: str, there: set[str], count: int) -> bool:
+        """A file is decoded only where its end looks wrong."""
         try:
-            if not os.path.isfile(path):
+            if os.path.basename(path) not in there:
                 raise ValueError(f"{path}: no such image file")
-            if looks_cut_off(path):
-                read_image(path)
+            if count <= MAX_CHECKED and looks_cut_off(path):
+                read_picture(path)
         except (ValueError, OSError) as error:
             self.add(str(error))
             return False
         return True
+
+
+def listed(folder: str) -> set[str]:
+    """The names of the files in a folder; none if there is no such folder."""
+    try:
+        with os.scandir(folder or ".") as entries:
+            return {entry.name for entry in entries if not entry.is_dir()}
+    except OSError:
+        return set()

@@ -5,7 +5,7 @@ import numpy as np
 from jaxvision.data.source import Example
 from jaxvision.typing import Bool, Float, Int, UInt8
 
-__all__ = ["coverage", "on_boxes", "runs_of"]
+__all__ = ["coverage", "on_boxes", "run_lengths", "runs_of"]
 
 
 def coverage(
@@ -41,6 +41,28 @@ def runs_of(mask: Bool[np.ndarray, "h w"]) -> Int[np.ndarray, " r"]:
     flat = np.concatenate([[False], mask.T.ravel()])  # the first run is one of zeros
     changes = np.flatnonzero(flat[1:] != flat[:-1])
     return np.diff(np.concatenate([[0], changes, [flat.size - 1]]))
+
+
+def run_lengths(code: bytes) -> Int[np.ndarray, " r"] | None:
+    """The run lengths of a compressed RLE of COCO, or None if it is none.
+
+    Each count is written as characters of five bits, lowest first, a sixth bit on all but the last, and from the
+    fourth count on as the difference to the count before the last.  pycocotools decodes a code that is too short to
+    uninitialised memory, so codes are checked here first.
+    """
+    digits = np.frombuffer(code, np.uint8).astype(np.int64) - 48
+    if not digits.size or digits.min() < 0 or digits.max() > 63 or digits[-1] & 32:
+        return None
+    ends = np.flatnonzero(digits < 32)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    place = np.arange(digits.size) - np.repeat(starts, ends - starts + 1)
+    if place.max() > 6:  # more than the 32 bits of a count
+        return None
+    counts = np.add.reduceat((digits & 31) << (5 * place), starts)
+    counts -= np.where(digits[ends] & 16, 1 << (5 * (place[ends] + 1)), 0)  # the sign bit
+    counts[1::2] = np.cumsum(counts[1::2])
+    counts[2::2] = np.cumsum(counts[2::2])
+    return counts
 
 
 def on_boxes(example: Example, side: int) -> Example:

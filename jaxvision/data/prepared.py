@@ -8,9 +8,9 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 from tensorflow_datasets.core import read_only_builder
 
+from jaxvision.data.images import Picture, read_picture, size_in_header
 from jaxvision.data.source import Example, ground_truth_of
 
 __all__ = ["PreparedDetection", "PreparedImages"]
@@ -20,12 +20,21 @@ class PreparedImages:
     """A split of a prepared set that has the features ``image`` and ``label``; images are decoded by pillow, as RGB.
 
     name: as TFDS has it, such as "cifar10", "imagenet2012:5.1.0" or "imagenet_v2/top-images".
-    data_dir: where data sets live, by default $JAXVISION_DATASETS or ./datasets.
+    data_dir: where data sets live, by default $JAXVISION_DATASETS or ./datasets. decode_at_least: as in
+    ``CocoDetection``.
     Raises: FileNotFoundError with the command that prepares the set; ValueError for a split that it does not have, a
     set without these features, and one that is prepared in another format than array_record.
     """
 
-    def __init__(self, name: str, split: str, *, data_dir: str | os.PathLike | None = None):
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        *,
+        data_dir: str | os.PathLike | None = None,
+        decode_at_least: tuple[int, int] | None = None,
+    ):
+        self.name, self.decode_at_least = f"{name} {split}", decode_at_least
         features, self.records = open_split(name, split, data_dir)
         if not isinstance(features.get("label"), tfds.features.ClassLabel):
             raise ValueError(
@@ -36,9 +45,13 @@ class PreparedImages:
     def __len__(self) -> int:
         return len(self.records)
 
+    def size(self, index: SupportsIndex) -> tuple[int, int]:
+        return size_in_header(io.BytesIO(self.records[index]["image"]))
+
     def __getitem__(self, index: SupportsIndex) -> Example:
         record = self.records[index]
-        return {"image": decode(record["image"]), "label": int(record["label"])}
+        picture = decode(record, index, self.name, at_least=self.decode_at_least)
+        return {"image": picture.pixels, "size": picture.size, "label": int(record["label"])}
 
 
 class PreparedDetection:
@@ -51,7 +64,15 @@ class PreparedDetection:
     name, data_dir, and what is raised: as in ``PreparedImages``.
     """
 
-    def __init__(self, name: str, split: str, *, data_dir: str | os.PathLike | None = None):
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        *,
+        data_dir: str | os.PathLike | None = None,
+        decode_at_least: tuple[int, int] | None = None,
+    ):
+        self.name, self.decode_at_least = f"{name} {split}", decode_at_least
         features, self.records = open_split(name, split, data_dir)
         objects = getattr(features.get("objects"), "feature", {})
         label = objects["label"] if "bbox" in objects and "label" in objects else None
@@ -68,8 +89,12 @@ class PreparedDetection:
 
     def __getitem__(self, index: SupportsIndex) -> Example:
         record = self.records[index]
-        image = decode(record["image"])
-        return {"image": image, **self._annotation(index, record, *image.shape[:2])}
+        picture = decode(record, index, self.name, at_least=self.decode_at_least)
+        annotation = self._annotation(index, record, *picture.pixels.shape[:2])
+        return {"image": picture.pixels, "size": picture.size, **annotation}
+
+    def size(self, index: SupportsIndex) -> tuple[int, int]:
+        return size_in_header(io.BytesIO(self.records[index]["image"]))
 
     def _annotation(self, index: SupportsIndex, record: dict[str, Any], height: int, width: int) -> Example:
         objects = record["objects"]
@@ -92,7 +117,7 @@ class PreparedDetection:
 
     def _truth(self, index: SupportsIndex) -> Example:
         record = self.records[index]
-        width, height = Image.open(io.BytesIO(record["image"])).size
+        height, width = size_in_header(io.BytesIO(record["image"]))
         return {"size": (height, width), **self._annotation(index, record, height, width)}
 
 
@@ -118,5 +143,12 @@ def open_split(name: str, split: str, data_dir: str | os.PathLike | None) -> tup
     return features, builder.as_data_source(split, decoders=encoded)
 
 
-def decode(data: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+def decode(record: dict[str, Any], index: SupportsIndex, name: str, *, at_least: tuple[int, int] | None) -> Picture:
+    """The record's image.
+
+    Raises: ValueError naming the set and the place in it.
+    """
+    try:
+        return read_picture(io.BytesIO(record["image"]), at_least=at_least)
+    except ValueError as error:
+        raise ValueError(f"{name}, example {index}: {str(error).partition(': ')[2]}") from error

@@ -66,6 +66,9 @@ class WithRegions:
     def __len__(self) -> int:
         return len(self.source)
 
+    def size(self, index: SupportsIndex) -> tuple[int, int]:
+        return self.source.size(index)
+
     def __getitem__(self, index: SupportsIndex) -> Example | None:
         example = self.source[index]
         return None if example is None else {**example, "regions": self.regions[index]}

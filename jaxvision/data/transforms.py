@@ -8,6 +8,7 @@ is mirrored or stays.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -100,17 +101,23 @@ def resize(
     picture = Image.fromarray(example["image"]).resize(size[::-1], Image.Resampling.BILINEAR)
     rows, columns = (nearest(old, new) for old, new in zip((height, width), size))
     factor = np.array([size[1] / width, size[0] / height], np.float32)
-
-    def scale_boxes(boxes: np.ndarray) -> np.ndarray:
-        return boxes * np.tile(factor, 2)
-
-    def scale_points(points: np.ndarray) -> np.ndarray:
-        return np.concatenate([points[..., :2] * factor, points[..., 2:]], axis=-1)
-
     functions = dict(
-        plane=lambda plane: plane[..., rows[:, None], columns], box=scale_boxes, frame=scale_boxes, points=scale_points
+        plane=lambda plane: plane[..., rows[:, None], columns],
+        box=partial(scale_boxes, factor=factor),
+        frame=partial(scale_boxes, factor=factor),
+        points=partial(scale_points, factor=factor),
     )
     return moved(example, np.asarray(picture), functions)
+
+
+def scale_boxes(boxes: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """factor: of x and of y."""
+    return boxes * np.tile(factor, 2)
+
+
+def scale_points(points: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """factor: of x and of y."""
+    return np.concatenate([points[..., :2] * factor, points[..., 2:]], axis=-1)
 
 
 def nearest(old: int, new: int) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxvision.data.images import OnError, Problems
 from jaxvision.data.source import Example, ground_truth_of
+from jaxvision.data.transforms import scale_boxes
 
 __all__ = ["VOC_CATEGORIES", "VocDetection"]
 
@@ -28,7 +29,7 @@ class VocDetection:
 
     devkit: the folder that has ``VOC2007`` and the like in it. splits: the lists to read, one after the other, such as
     "VOC2007/trainval". categories: the names in label order.
-    on_error, and what is raised: as in ``CocoDetection``.
+    on_error, decode_at_least, and what is raised: as in ``CocoDetection``.
     """
 
     def __init__(
@@ -38,7 +39,9 @@ class VocDetection:
         *,
         categories: tuple[str, ...] = VOC_CATEGORIES,
         on_error: OnError = "raise",
+        decode_at_least: tuple[int, int] | None = None,
     ):
+        self.decode_at_least = decode_at_least
         self.categories, self.category_ids = tuple(categories), tuple(range(1, len(categories) + 1))
         self._problems = Problems(on_error)
         self.pictures: list[pathlib.Path] = []
@@ -54,11 +57,17 @@ class VocDetection:
         path = folder / "ImageSets" / "Main" / f"{listing}.txt"
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such list of images; unpack VOC's archives, and name its VOCdevkit")
-        for name in (line.split()[0] for line in path.read_text().splitlines() if line.strip()):
-            picture = folder / "JPEGImages" / f"{name}.jpg"
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: not text in UTF-8 ({error}); save it in that encoding") from error
+        names = [line.split()[0] for line in lines if line.strip()]
+        pictures = folder / "JPEGImages"
+        sound = self._problems.check_files(pictures, [f"{name}.jpg" for name in names])
+        for name, there in zip(names, sound):
             objects = self._annotation(folder / "Annotations" / f"{name}.xml")
-            if self._problems.check_file(picture) and objects is not None:
-                self.pictures.append(picture)
+            if there and objects is not None:
+                self.pictures.append(pictures / f"{name}.jpg")
                 self._objects.append(objects)
 
     @property
@@ -71,20 +80,35 @@ class VocDetection:
 
     def __getitem__(self, index: SupportsIndex) -> Example | None:
         index = range(len(self))[index]
-        image = self._problems.read(self.pictures[index])
-        return None if image is None else self._example(index, image.shape[:2]) | {"image": image}
+        picture = self._problems.read(self.pictures[index], at_least=self.decode_at_least)
+        if picture is None:
+            return None
+        if picture.size != self._objects[index]["size"]:
+            says = "{}×{}".format(*self._objects[index]["size"])
+            reason = f"{self.pictures[index]}: is {picture.size[0]}×{picture.size[1]}, but its annotation says {says}"
+            if self._problems.on_error == "raise":
+                raise ValueError(f"{reason}; mend one of them")
+            self._problems.add(reason)
+            return None
+        example = self._example(index)
+        factor = np.array(picture.pixels.shape[1::-1], np.float32) / np.array(picture.size[::-1], np.float32)
+        return {**example, "image": picture.pixels, "boxes": scale_boxes(example["boxes"], factor)}
+
+    def size(self, index: SupportsIndex) -> tuple[int, int]:
+        return self._objects[index]["size"]
 
     def ground_truth(self, indices: Iterable[SupportsIndex] | None = None) -> dict[str, Any]:
         """The truth of the chosen images in COCO format, without reading them."""
         chosen = range(len(self)) if indices is None else [range(len(self))[index] for index in indices]
         return ground_truth_of(
-            (self._example(index, self._objects[index]["size"]) for index in chosen),
+            (self._example(index) for index in chosen),
             categories=self.categories,
             category_ids=self.category_ids,
         )
 
-    def _example(self, index: int, size: tuple[int, int]) -> Example:
-        objects, (height, width) = self._objects[index], size
+    def _example(self, index: int) -> Example:
+        objects = self._objects[index]
+        height, width = objects["size"]
         return {
             "image_id": index,
             "size": (height, width),
@@ -96,7 +120,10 @@ class VocDetection:
     def _annotation(self, path: pathlib.Path) -> dict[str, Any] | None:
         """The objects of a file that are sound, and the image's (height, width); None if the file is not."""
         try:
-            root = ElementTree.parse(path).getroot()
+            text = path.read_bytes()
+            if b"<!DOCTYPE" in text or b"<!ENTITY" in text:
+                raise ValueError("has a DOCTYPE, which annotations do not need, and which may grow without bound")
+            root = ElementTree.fromstring(text)
             size = _integer(root, "size/height"), _integer(root, "size/width")
         except FileNotFoundError:
             return self._problems.add(f"{path}: no such annotation")
@@ -105,7 +132,7 @@ class VocDetection:
         boxes, labels, difficult = [], [], []
         for position, item in enumerate(root.iterfind("object")):
             try:
-                box, label = _box(item), self._label(item.findtext("name"))
+                box, label = _box(item, size), self._label(item.findtext("name"))
             except ValueError as error:
                 self._problems.add(f"{path}: object {position}: {error}")
                 continue
@@ -126,11 +153,14 @@ class VocDetection:
         return self.categories.index(name)
 
 
-def _box(item: ElementTree.Element) -> tuple[float, float, float, float]:
-    """xyxy in continuous pixels."""
+def _box(item: ElementTree.Element, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """xyxy in continuous pixels of an image of ``size`` = (height, width)."""
     left, top, right, bottom = (_number(item, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax"))
     if right < left or bottom < top:
         raise ValueError(f"bndbox {left:g} {top:g} {right:g} {bottom:g} (xmin ymin xmax ymax) is empty")
+    if left - 1 >= size[1] or top - 1 >= size[0] or right <= 0 or bottom <= 0:
+        corners = f"{left:g} {top:g} {right:g} {bottom:g}"
+        raise ValueError(f"bndbox {corners} (xmin ymin xmax ymax) lies outside its image of {size[0]}×{size[1]}")
     return left - 1, top - 1, right, bottom
 
 

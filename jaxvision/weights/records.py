@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jaxvision.pictures import check_picture, open_picture, upright
 from jaxvision.typing import Float, UInt8
 
 
@@ -143,13 +144,12 @@ def _tuples(options: dict[str, Any]) -> dict[str, Any]:
 
 def _open(image: Any):
     """A Pillow image in RGB, fully read."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     if isinstance(image, str | Path):
         try:
-            with Image.open(image) as file:
-                _refuse_deep(file)
-                return ImageOps.exif_transpose(file).convert("RGB")  # upright, as the photographer saw it
+            with open_picture(image) as file:
+                return upright(file).convert("RGB")
         except FileNotFoundError:
             raise
         except ValueError as error:
@@ -157,7 +157,7 @@ def _open(image: Any):
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(f"{image} is truncated, damaged, or no image ({error})") from error
     if isinstance(image, Image.Image):
-        _refuse_deep(image)
+        check_picture(image)
         return image.convert("RGB")
     pixels = np.asarray(image)
     if pixels.ndim == 3 and pixels.shape[2] == 1:
@@ -167,10 +167,6 @@ def _open(image: Any):
             f"an image is uint8 [h, w], [h, w, 1], [h, w, 3] or [h, w, 4], this is {pixels.dtype} "
             f"{list(pixels.shape)}; floats in 0...1 become bytes by (255 * x).round().astype('uint8')"
         )
-    return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
-
-
-def _refuse_deep(picture: Any) -> None:
-    """Pillow would cut values beyond 255 off without a word."""
-    if picture.mode.startswith(("I", "F")):
-        raise ValueError(f"mode {picture.mode}: more than 8 bits a channel; scale it to 8 bits first")
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    check_picture(picture)
+    return picture.convert("RGB")

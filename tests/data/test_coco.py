@@ -9,7 +9,8 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from jaxvision.data import DetectionRows, batches
-from jaxvision.data.coco import CocoDetection, run_lengths
+from jaxvision.data.coco import CocoDetection
+from jaxvision.data.masks import run_lengths
 from jaxvision.data.source import DetectionSource, Subset
 
 # pycocotools 2.0.11 under NumPy 2
@@ -141,8 +142,8 @@ def test_run_lengths_are_those_of_pycocotools():
         edges = np.flatnonzero(np.diff(flat)) + 1
         expected = np.diff([0, *edges, flat.size]).tolist()
         expected = expected if flat[0] == 0 else [0, *expected]
-        assert run_lengths(rle.encode(mask)["counts"].decode()) == expected
-    assert run_lengths("") is run_lengths("P") is run_lengths("é!") is run_lengths("PPPPPPPP0") is None
+        assert run_lengths(rle.encode(mask)["counts"]).tolist() == expected
+    assert run_lengths(b"") is run_lengths(b"P") is run_lengths("é!".encode()) is run_lengths(b"PPPPPPPP0") is None
 
 
 ANNOTATION_FAULTS = {
