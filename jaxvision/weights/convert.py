@@ -113,7 +113,10 @@ def to_torch(model: str | nn.Module, variables: Variables) -> dict[str, np.ndarr
         if path not in wanted or path not in leaves or leaves[path].shape != wanted[path].shape
     ]
     if different:
-        raise ValueError("\n".join([f"these are no variables of {type(module).__name__}; see", *different]))
+        more = [f"  and {len(different) - LISTED} more"] * (len(different) > LISTED)
+        raise ValueError(
+            "\n".join([f"these are no variables of {type(module).__name__}; see", *different[:LISTED], *more])
+        )
     return {
         key: np.asarray(leaves[path]).transpose(np.argsort(_axes(path, leaves[path].ndim)))
         for path, key in torch_keys(module, leaves).items()

@@ -10,14 +10,7 @@ from jaxvision.weights.torch_pickle import is_array, read_pickle, refused, to_ar
 from jaxvision.weights.unpickle import Foreign
 
 SAFETENSORS = ".safetensors"
-PICKLES = (
-    ".pth",
-    ".pt",
-    ".pkl",
-    ".ckpt",
-    ".bin",
-    ".tar",
-)  # .tar of .pth.tar: torch.save's, as PyTorch's examples call it
+PICKLES = (".pth", ".pt", ".pkl", ".ckpt", ".bin", ".tar")  # PyTorch's examples write .pth.tar, which is no tar archive
 WRAPPERS = (
     "model",
     "state_dict",
@@ -81,7 +74,11 @@ def _read_pickle(path: Path) -> dict[str, np.ndarray]:
     ):
         tree = inner
     try:
-        leaves = dict(_leaves(tree, "", {}, 0))
+        leaves = {}
+        for key, leaf in _leaves(tree, "", {}, 0):
+            if key in leaves:
+                raise ValueError(f"the key {key[:100]!r} occurs twice")
+            leaves[key] = leaf
         foreign = [(key, leaf) for key, leaf in leaves.items() if isinstance(leaf, Foreign)]
         if not foreign:
             return to_arrays(leaves, max_bytes=path.stat().st_size)

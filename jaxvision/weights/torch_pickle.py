@@ -290,12 +290,16 @@ ALLOWED = {name: Function(function) for name, function in FUNCTIONS.items()} | {
 
 def _stored(pid: Any) -> tuple[np.dtype, str, int, Any]:
     """Dtype, key, length and rest of the persistent id of a storage."""
+    if isinstance(pid, tuple) and pid[:1] == ("module",):
+        raise UnsafePickleError("asks for a module with its source")
     if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage":
         raise ValueError("an unknown persistent id")
     _, kind, key, _, length, *rest = pid
+    if isinstance(kind, Foreign):  # of quantised numbers, for example
+        raise UnsafePickleError(f"asks for {kind.name!r}")
     name = kind.name.removeprefix("torch.").removesuffix("Storage") if isinstance(kind, _Name) else ""
     if name not in STORAGES or not isinstance(key, str):
-        raise ValueError("a storage of an unknown kind, or without a key")
+        raise ValueError("a storage without a kind or a key")
     _dimensions((length,))
     return np.dtype(jnp.bfloat16 if name == "BFloat16" else STORAGES[name]), key, length, rest
 

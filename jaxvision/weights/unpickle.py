@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-MAX_OPCODES = 2_000_000  # takes at most about 400 MB; the table of a checkpoint with 10,000 tensors has 600,000
+MAX_OPCODES = 2_000_000  # make at most about 250 MB; the table of a checkpoint with 10,000 tensors has 600,000
 MAX_ARGUMENTS = 16  # the functions copy them
 MAX_NAME = 256  # characters of a global with its module
 

@@ -184,6 +184,7 @@ PICKLES = (
     content("container in itself", recursive, "occurs twice"),
     content("container with arrays twice", pickle.dumps([[{"w": ARRAY}] * 2]), "occurs twice"),
     Case("too many opcodes", few_opcodes, ("long.pkl", "more than 100 opcodes")),
+    content("key that occurs twice", pickle.dumps({"a.0": ARRAY, "a": [ARRAY + 1]}), "the key 'a.0' occurs twice"),
     content("long key", pickle.dumps({"k" * 2000: ARRAY}), "the key of 2000 characters"),
     content("os.system", b"cos\nsystem\n(S'true'\ntR.", "asks for 'os.system'", "safetensors"),
     content("os.system by INST", b"(S'true'\nios\nsystem\n.", "asks for 'os.system'"),
@@ -250,10 +251,17 @@ TORCH = (
     content("short storage", entries(**{"data/0": b"\0" * 8}), "storage 0 has 8 bytes"),
     content("damaged storage", changed("zip.pth", struct.pack("<ff", 1, 2), b"\xff"), "CRC"),
     content("module in a zip", table(b"c__torch__\nNet\n)\x81."), "asks for '__torch__.Net'"),
-    content("quantised storage", table(REBUILD + STORAGE.replace(b"Float", b"QInt8") + b"."), "unknown kind"),
-    content("storage without a key", table(REBUILD + STORAGE.replace(b"S'0'", b"I0") + b"."), "without a key"),
+    content(
+        "quantised storage",
+        table(REBUILD + STORAGE.replace(b"Float", b"QInt8") + b"."),
+        "asks for 'torch.QInt8Storage'",
+    ),
+    content(
+        "storage without a key", table(REBUILD + STORAGE.replace(b"S'0'", b"I0") + b"."), "without a kind or a key"
+    ),
     content("storage of a negative length", table(REBUILD + STORAGE.replace(b"I4", b"I-4") + b"."), "(-4,)"),
-    content("other persistent id", table(b"(S'module'\nI1\nI2\nI3\nI4\ntQ."), "unknown persistent id"),
+    content("other persistent id", table(b"(S'stored'\nI1\nI2\nI3\nI4\ntQ."), "unknown persistent id"),
+    content("module with its source", table(b"(S'module'\nI1\nI2\nI3\ntQ."), "asks for a module", "state_dict()"),
     content("tensor without a storage", table(REBUILD + b"(NI0\n(I2\nt(I1\ntI00\n(dtRd."), "without a storage"),
     content("tensor beyond its storage", tensor(size=(2, 3)), "'w'", "reaches element 5"),
     content("tensor with an offset beyond", tensor(offset=3), "reaches element 7"),
