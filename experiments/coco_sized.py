@@ -16,7 +16,7 @@ HEIGHT, WIDTH = 480, 640
 
 
 def write(folder: Path, *, images: int = IMAGES, objects: int = OBJECTS) -> None:
-    """Objects of 8 to 60 corners around random places, with two digits behind the point, as COCO has them."""
+    """Objects of 6 to 44 corners around random places, with two digits behind the point, as COCO has them."""
     rng = np.random.default_rng(0)
     pictures = folder / "images"
     pictures.mkdir(parents=True)
@@ -30,7 +30,7 @@ def write(folder: Path, *, images: int = IMAGES, objects: int = OBJECTS) -> None
     records = [{"id": i, "file_name": name, "height": HEIGHT, "width": WIDTH} for i, name in enumerate(names)]
     categories = [{"id": i + 1, "name": f"class {i}"} for i in range(CATEGORIES)]
     of_image = np.sort(rng.integers(0, images, objects))
-    corners = rng.integers(8, 61, objects)
+    corners = rng.integers(6, 45, objects)
     with (folder / "instances.json").open("w") as file:
         head = json.dumps({"images": records, "categories": categories})
         file.write(head[:-1] + ', "annotations": [')
