@@ -11,6 +11,7 @@ from typing import Any, Literal
 import jax
 
 from experiments import configs
+from jaxvision.data.voc import VOC_CATEGORIES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +68,8 @@ class Voc:
     """The folder that has VOC2007 and the like in it."""
     train: tuple[str, ...] = ("VOC2007/trainval", "VOC2012/trainval")
     val: tuple[str, ...] = ("VOC2007/test",)
+    categories: tuple[str, ...] = VOC_CATEGORIES
+    """The names of the classes in label order; VOC's twenty by default."""
     on_error: Literal["raise", "skip"] = "raise"
 
 
