@@ -24,8 +24,8 @@ class Progress:
             self._bar.update()
 
     def report(self, step: int, values: Mapping[str, float]) -> None:
-        """The metrics of a step, with the time that is left."""
-        text = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
+        """The metrics of a step, with the time that is left. What a narrow terminal cuts off comes last."""
+        text = "  ".join(f"{name} {_short(values[name])}" for name in sorted(values, key=_rank))
         if self._bar is not None:
             self._bar.set_postfix_str(text)
         elif not self._quiet:
@@ -45,6 +45,13 @@ class Progress:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def _rank(name: str) -> tuple[int, str]:
+    """The loss, its terms, the rate and the speed; then the norms, and the rest of what does not measure success."""
+    if name.endswith("_norm"):
+        return 4, name
+    return {"loss": 0, "learning_rate": 2, "images_per_second": 3, "data_seconds": 5}.get(name, 1), name
 
 
 def _short(value: float) -> str:
