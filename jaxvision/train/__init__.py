@@ -1,6 +1,7 @@
 """Training as composition: gradient functions and their transforms, a pure step, devices, checkpoints, a loop."""
 
 from jaxvision.train.checkpoint import Checkpointer, Restored, load_variables
+from jaxvision.train.lock import locked
 from jaxvision.train.loop import Batches, NonFiniteLossError, fit
 from jaxvision.train.mixing import cutmix, mixup
 from jaxvision.train.optim import matching, optimizer, schedule
@@ -28,6 +29,7 @@ __all__ = [
     "fit",
     "gather",
     "load_variables",
+    "locked",
     "make_train_step",
     "matching",
     "mean_over",

@@ -1,25 +1,32 @@
 """Checkpoints: the one module that knows Orbax.
 
-A run's directory holds ``last/<step>`` (a few) and ``best/<step>`` (one). A checkpoint is the state as a flat mapping
-from paths to arrays, and JSON: the position of the data, the resolved config, metrics. Orbax writes under a temporary
-name and renames, so a process killed in the middle of it leaves the earlier ones as they were.
+A run's directory holds ``last/<step>`` (a few), ``best/<step>`` (one) and ``evaluation.json`` (the newest). A
+checkpoint is the state as a flat mapping from paths to arrays, and JSON: the position of the data, the resolved config,
+metrics. Each is written under a temporary name, gets the checksums of its files, and is renamed, so a process killed in
+the middle of it leaves the earlier ones as they were; the checksums are verified before anything is read.
 """
 
+import json
 import logging
 import os
 import pathlib
+import shutil
 import tempfile
-import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxvision.train.integrity import add_checksums, damage, free_space, out_of_space, read_checked, write_checked
+from jaxvision.train.processes import gather
 from jaxvision.train.state import TrainState
 
 __all__ = ["Checkpointer", "Restored", "load_variables"]
+
+log = logging.getLogger(__name__)
 
 
 class Restored(NamedTuple):
@@ -39,15 +46,18 @@ class Checkpointer:
     """
 
     def __init__(self, directory: str | os.PathLike, *, keep: int = 2):
+        if keep < 1:
+            raise ValueError(f"keep={keep} must be at least 1")
         self.directory = _absolute(directory)
+        self._keep, self._saved = keep, {}  # sums that name the checkpoints of ``last``
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            for name in ("last", "best"):
+                (self.directory / name).mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.directory):
                 pass
         except OSError as error:
             raise OSError(f"cannot write to the output folder {self.directory}: {error.strerror}") from error
-        self._last = _manager(self.directory / "last", keep=keep)
-        self._best = _manager(self.directory / "best", keep=1)
+        self._orbax, self._tidy = _orbax(), False
 
     def save(
         self,
@@ -62,52 +72,134 @@ class Checkpointer:
         """Write a checkpoint and wait until it is complete; with ``best=True`` in the place of the best one.
 
         ``iterator_state``, ``config`` and ``metrics`` must be what JSON can hold.
+        Raises: OSError naming the folder and the newest checkpoint that it has if it cannot be written; if the disk is
+        full, with the space that is wanted and free. What was there stays.
         """
-        import orbax.checkpoint as ocp
-
-        manager = self._best if best else self._last
-        if step in manager.all_steps():  # left over and unreadable, or the same step of a run that was resumed
-            manager.delete(step)
+        folder = self.directory / ("best" if best else "last")
         leaves = _with_paths(state)
         arrays = {path: np.asarray(_raw(leaf)) for path, leaf in leaves if leaf.size}
         keys = {path: str(jax.random.key_impl(leaf)) for path, leaf in leaves if _is_key(leaf)}
         meta = {"iterator": iterator_state, "config": dict(config), "metrics": dict(metrics or {}), "keys": keys}
-        args = ocp.args.Composite(state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta))
-        manager.save(step, args=args, force=True)
+        meta = json.loads(json.dumps({**meta, "step": step, "checksums": True}))
+        fault = None
+        try:
+            self._tidy_up()
+            self._write(folder / f"{step}.writing", arrays, meta)
+            if jax.process_index() == 0:
+                name = add_checksums(folder / f"{step}.writing")
+                self._replace(folder, step)
+                if not best:
+                    self._saved = {step: name}
+        except (OSError, ValueError, RuntimeError) as error:
+            fault = error
+        if text := next(filter(None, gather(fault and self._why_not(fault, folder, step, arrays))), None):
+            raise OSError(text) from None
 
     def restore(self, like: TrainState) -> Restored | None:
-        """The newest complete checkpoint in the structure of ``like`` (a state, or its ``jax.eval_shape``), or None.
+        """The newest intact checkpoint in the structure of ``like`` (a state, or its ``jax.eval_shape``), or None.
 
-        Bit for bit what was saved, dtypes included; one that cannot be read is passed over with a warning.
-        Raises: ValueError listing names and shapes if the checkpoint is of another model.
+        Bit for bit what was saved, dtypes included; one that is damaged is passed over with a warning and set aside, as
+        ``<step>.damaged``.
+        Raises: ValueError listing names and shapes if the checkpoint is of another model, OSError naming all of them if
+        none is intact.
         """
-        found = _read_newest(self._last, self.directory / "last")
+        folder = self.directory / "last"
+        found = _read_newest(folder)
         if found is None:
             return None
         step, arrays, meta = found
-        state = _unflatten(like, arrays, meta["keys"], where=f"the checkpoint {self.directory / 'last' / str(step)}")
+        state = _unflatten(like, arrays, meta["keys"], where=f"the checkpoint {folder / str(step)}")
+        if jax.process_index() == 0:
+            for newer in _steps(folder):
+                if newer > step:
+                    (folder / str(newer)).rename(_free_name(folder / f"{newer}.damaged"))
+            if meta.get("checksums"):
+                self._saved = {step: read_checked(folder / str(step) / "checksums.json")[1]}
         return Restored(state, meta["iterator"], meta["config"], step, meta["metrics"])
 
+    def write_evaluation(self, step: int, values: Mapping[str, Any]) -> None:
+        """Note that the checkpoint of a step in ``last`` was evaluated, with what must not be forgotten of it."""
+        if jax.process_index() == 0:
+            path = self.directory / "evaluation.json"
+            try:
+                write_checked(path, {"step": step, "checkpoint": self._saved.get(step), **values})
+            except OSError as error:
+                free = f" ({free_space(path.parent)} free)" if out_of_space(error) else ""
+                raise OSError(f"cannot write {path}: {error.strerror}{free}") from error
+
+    def read_evaluation(self, step: int) -> dict[str, Any] | None:
+        """What was noted about this very checkpoint of a step, or None."""
+        found = None
+        if jax.process_index() == 0:
+            try:
+                found, _ = read_checked(self.directory / "evaluation.json")
+            except (OSError, ValueError):
+                found = None  # the evaluation can be done again
+            if found and (found.pop("step"), found.pop("checkpoint")) != (step, self._saved.get(step, -1)):
+                found = None
+        return gather(found)[0]
+
     def close(self) -> None:
-        self._last.close()
-        self._best.close()
+        self._orbax.close()
+
+    def _tidy_up(self) -> None:
+        """Once, remove what a killed process was writing or deleting."""
+        if not self._tidy and jax.process_index() == 0:
+            for pattern in ("*.writing*", "*.deleting*", "*.orbax-checkpoint-tmp*"):
+                for path in self.directory.glob(f"*/{pattern}"):
+                    shutil.rmtree(path, ignore_errors=True)
+        self._tidy = True
+
+    def _write(self, path: pathlib.Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+        import orbax.checkpoint as ocp
+
+        args = ocp.args.Composite(state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta))
+        with _silence():
+            self._orbax.save(path, args=args, force=True)
+
+    def _replace(self, folder: pathlib.Path, step: int) -> None:
+        """Give a complete checkpoint its name, and delete those that are not kept any more; under another name first,
+        so that nothing half deleted is taken for a checkpoint."""
+        others = [other for other in _steps(folder) if other != step]
+        gone = others if folder.name == "best" else others[self._keep - 1 :]
+        final = folder / str(step)
+        if final.exists():  # of this step before it was resumed
+            final.rename(_free_name(folder / f"{step}.deleting"))
+        (folder / f"{step}.writing").rename(final)
+        for other in gone:
+            (folder / str(other)).rename(_free_name(folder / f"{other}.deleting"))
+        for path in folder.glob("*.deleting*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _why_not(self, error: BaseException, folder: pathlib.Path, step: int, arrays: Mapping[str, np.ndarray]) -> str:
+        for path in folder.glob(f"{step}.writing*"):
+            shutil.rmtree(path, ignore_errors=True)
+        if out_of_space(error):
+            wanted = sum(array.nbytes for array in arrays.values()) / 1e6
+            why = f"no space left: it takes up to {wanted:,.1f} MB, and {free_space(folder)} are free"
+        else:
+            why = (getattr(error, "strerror", None) or str(error)).splitlines()[0][:300]
+        kept = [f"{path.name}/{newest}" for path in (self.directory / "last", self.directory / "best")
+                for newest in _steps(path)[:1]]  # fmt: skip
+        good = f"The last good one is {self.directory / kept[0]}." if kept else "There is none before it."
+        return (
+            f"cannot write the checkpoint {folder / str(step)}: {why}. {good} "
+            "Make room there and run the same command again to go on."
+        )
 
 
 def load_variables(directory: str | os.PathLike, *, which: str = "best") -> tuple[dict[str, Any], dict[str, Any]]:
     """The Flax variables and the config of a run, for inference: no model, optimiser or state is needed.
 
-    directory: that of the ``Checkpointer``. which: ``best`` or ``last``. The parameters are the averaged ones if the
-    run kept an average.
-    Raises: FileNotFoundError if there is no such checkpoint, ValueError for another ``which``.
+    directory: that of the ``Checkpointer``. which: ``best`` or ``last``, of which the newest that is intact. The
+    parameters are the averaged ones if the run kept an average.
+    Raises: FileNotFoundError if there is no such checkpoint, OSError if none is intact, ValueError for another
+    ``which``.
     """
     if which not in ("best", "last"):
         raise ValueError(f"which={which!r}; choose best or last")
     folder = _absolute(directory) / which
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no checkpoint in {folder}")
-    manager = _manager(folder, keep=None)
-    found = _read_newest(manager, folder)
-    manager.close()
+    found = _read_newest(folder) if folder.is_dir() else None
     if found is None:
         raise FileNotFoundError(f"no checkpoint in {folder}")
     _, arrays, meta = found
@@ -130,35 +222,79 @@ def _absolute(directory: str | os.PathLike) -> pathlib.Path:
     return pathlib.Path(directory).expanduser().absolute()  # Orbax refuses relative paths
 
 
-def _manager(folder: pathlib.Path, *, keep: int | None):
-    """``keep=None`` opens a folder for reading."""
+def _steps(folder: pathlib.Path) -> list[int]:
+    """Of the complete checkpoints of a folder, newest first."""
+    return sorted((int(path.name) for path in folder.iterdir() if path.name.isdecimal()), reverse=True)
+
+
+def _free_name(path: pathlib.Path) -> pathlib.Path:
+    names = (path.with_name(f"{path.name}{suffix}") for suffix in ("", *(f"-{i}" for i in range(2, 1000))))
+    return next(name for name in names if not name.exists())
+
+
+def _orbax() -> Any:
     import orbax.checkpoint as ocp
 
-    logging.getLogger("absl").setLevel(logging.ERROR)  # a line for each file otherwise
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep,
-        enable_async_checkpointing=False,
-        cleanup_tmp_directories=keep is not None,
-        read_only=keep is None,
-    )
-    return ocp.CheckpointManager(folder, options=options)
+    return ocp.Checkpointer(ocp.CompositeCheckpointHandler())
 
 
-def _read_newest(manager, folder: pathlib.Path) -> tuple[int, dict[str, np.ndarray], dict[str, Any]] | None:
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Orbax logs every error that it raises, with its traceback, and a line for each file."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     import orbax.checkpoint as ocp
 
-    steps, error = sorted(manager.all_steps(), reverse=True), None
-    for step in steps:
+    try:
+        found = damage(path)
+    except FileNotFoundError:
+        meta = json.loads((path / "meta" / "metadata").read_bytes())
+        found = "checksums.json is missing" if "checksums" in meta else None
+        if found is None:
+            log.warning("%s was written before checkpoints had checksums: read as it is", path)
+    if found is not None:
+        raise ValueError(found)
+    with _silence(), _orbax() as checkpointer:
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore())
+        restored = checkpointer.restore(path, args=args)
+    meta = restored.meta
+    if meta.get("step", int(path.name)) != int(path.name):
+        raise ValueError(f"it is the checkpoint of step {meta['step']}")
+    if missing := [name for name in ("iterator", "config", "metrics", "keys") if name not in meta]:
+        raise ValueError(f"meta/metadata has no {', '.join(missing)}")
+    return dict(restored.state), meta
+
+
+def _read_newest(folder: pathlib.Path) -> tuple[int, dict[str, np.ndarray], dict[str, Any]] | None:
+    """(step, arrays, meta) of the newest checkpoint that all processes can read."""
+    faults = []
+    for step in _steps(folder):
+        found, fault = None, None
         try:
-            args = ocp.args.Composite(state=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore())
-            restored = manager.restore(step, args=args)
-            return step, dict(restored.state), restored.meta
-        except (OSError, KeyError, ValueError) as reason:
-            error = reason
-            warnings.warn(f"passing over the unreadable checkpoint {folder / str(step)}: {reason}", stacklevel=3)
-    if error is not None:
-        raise OSError(f"no checkpoint in {folder} can be read; remove the folder to start anew") from error
-    return None
+            found = _read(folder / str(step))
+        except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            fault = (str(error) or type(error).__name__).splitlines()[0][:200]
+        fault = next(filter(None, gather(fault)), None)
+        if fault is None:
+            if faults:
+                log.warning("damaged: %s; going back to %s", "; ".join(faults), folder / str(step))
+            return step, *found
+        faults.append(f"{folder / str(step)} ({fault})")
+    if not faults:
+        return None
+    other = "last" if folder.name == "best" else "best"
+    raise OSError(
+        f"no checkpoint in {folder} is intact: {'; '.join(faults)}. Nothing was changed; put a copy of one back, "
+        f"look into {folder.parent / other}, or train into another folder."
+    )
 
 
 def _with_paths(state: TrainState) -> list[tuple[str, Any]]:

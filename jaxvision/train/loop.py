@@ -6,10 +6,9 @@ bit for bit where an uninterrupted one would have (same devices, same versions, 
 
 import json
 import signal
-import threading
+import textwrap
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -19,6 +18,7 @@ from jaxvision.train.checkpoint import Checkpointer
 from jaxvision.train.parallel import Parallel
 from jaxvision.train.processes import gather
 from jaxvision.train.progress import Progress
+from jaxvision.train.signals import StopSignals
 from jaxvision.train.state import TrainState
 from jaxvision.train.writers import Writer
 
@@ -70,75 +70,124 @@ def fit(
     log_every: int = 50,
     eval_every: int | None = None,
     evaluate: Callable[[TrainState], Mapping[str, float]] | None = None,
+    check: Callable[[TrainState], Mapping[str, float]] | None = None,
     best_metric: str | None = None,
     patience: int | None = None,
+    may_change: Collection[str] = (),
     writers: Sequence[Writer] = (),
 ) -> TrainState:
     """Train up to ``total_steps`` steps in all, those of earlier starts included; the final state, on one device.
 
-    state: a fresh one, from ``create_state``; it is replaced by the newest checkpoint's if there is one.
+    state: a fresh one, from ``create_state``; it is replaced by the newest intact checkpoint's if there is one.
     batches: give host batches; the loop transfers them while the devices work. The key ``image_ids`` is kept back for
     error messages and does not reach the step.
-    evaluate: called every ``eval_every`` steps and at the end; its values are logged (details, such as ``bbox/AP/cat``
-    with two slashes, to the writers only) and, where ``best_metric`` names one of them (higher is better; ``-name`` for
-    lower), the best state is kept in the checkpointer's ``best``.
+    evaluate: called every ``eval_every`` steps and at the end, always after a checkpoint was written; its values are
+    logged (details, such as ``bbox/AP/cat`` with two slashes, to the writers only) and, where ``best_metric`` names one
+    of them (higher is better; ``-name`` for lower), the best state is kept in the checkpointer's ``best``. A run that
+    ended between a checkpoint and its evaluation does the evaluation first when it goes on.
+    check: an evaluation of a batch or so, called before the first step of every start: what would fail after hours
+    fails now.
     patience: stop after so many evaluations in a row without a better value.
+    may_change: names in ``config`` (``output``, ``data.directory``, or ``data`` for all within) that may differ when a
+    finished run is started again; any other change is refused then, as its results were made without it. An unfinished
+    run goes on with other values, and says so.
     Metrics come to the host every ``log_every`` steps and before each evaluation and checkpoint: the mean over the
     steps since the last time.
-    SIGTERM or SIGINT: the step is finished, a checkpoint written, and SystemExit(0) raised. Of several processes one
-    is enough; they agree when the metrics come to the hosts, so at most ``log_every`` steps later.
+    SIGTERM or SIGINT: the step is finished, a checkpoint written, and SystemExit(128 + the signal's number) raised; a
+    second SIGINT does not wait for the step or the evaluation, but for a checkpoint that is being written. Of several
+    processes one is enough; they agree when the metrics come to the hosts, so at most ``log_every`` steps later.
     Several processes (``processes.connect``): all call this with the same arguments, ``batches`` apart, which give each
     its own rows; writers for one of them. Each evaluates, and process 0's values count.
-    Raises: NonFiniteLossError at most ``log_every`` steps late, and never after a later checkpoint; ValueError if the
-    checkpoint is of another model or another number of processes, or ``batches`` end.
+    Raises: NonFiniteLossError at most ``log_every`` steps late, and never after a later checkpoint; ValueError if an
+    option is out of its range, ``best_metric`` is none of the values, the checkpoint is of another model or another
+    number of processes, a finished run was made with other options, or ``batches`` end; OSError naming the path where
+    something cannot be written.
     """
-    if best_metric is not None and (evaluate is None or eval_every is None):
-        raise ValueError(f"best_metric={best_metric!r} needs evaluate and eval_every")
+    _check_options(total_steps, checkpoint_every, log_every, eval_every, evaluate, best_metric, patience)
     run = _Run(checkpointer, batches, config, best_metric, patience)
     state, start = run.resume(state)
     progress = Progress(start=start, total=total_steps, quiet=jax.process_index() > 0)
-    if start >= total_steps:
-        progress.say(f"already at step {start} of {total_steps}: nothing to train")
+    finished = start >= total_steps or run.out_of_patience
+    if finished:
+        run.refuse_changes(start, total_steps, may_change)
+    due = evaluate is not None and run.is_due(start, eval_every, total_steps)
+    if finished and not due:
+        why = f"{best_metric} is no better since {patience} evaluations" if start < total_steps else "nothing to train"
+        progress.say(f"already at step {start} of {total_steps}: {why}")
         progress.close()
         return state
-    for writer in writers:
-        writer.start(start)
-    progress.say(f"going on after step {start}" if start else f"training {total_steps} steps")
-    for change in run.changes:
-        progress.say(change)
+    if check is not None:
+        run.check_names(_as_floats(check(state)))
     meter = _Meter(progress, writers)
-    state = parallel.shard_state(state)
     try:
-        with _signals() as received:
-            ending = 0
-            for step in range(start + 1, total_steps + 1):
+        for writer in writers:
+            writer.start(start)
+        progress.say(f"going on after step {start}" if start else f"training {total_steps} steps")
+        for change in run.changes:
+            progress.say(change)
+        with StopSignals(progress.say) as signals:
+            stop = due and run.evaluate(evaluate, state, start, meter, signals)
+            if due:
+                run.leave_if(signals.agreed(), start, progress)
+            state = parallel.shard_state(state)
+            for step in range(start + 1, start + 1 if stop else total_steps + 1):
                 state = meter.run(parallel, state, batches, step)
-                last, stop = step == total_steps, False
+                due = evaluate is not None and (step == total_steps or (bool(eval_every) and step % eval_every == 0))
                 if step % log_every == 0:
                     meter.flush(step)
-                if evaluate is not None and (last or (eval_every and step % eval_every == 0)):
+                ending = signals.agreed() if step % log_every == 0 or jax.process_count() == 1 else 0
+                if due or ending or step % checkpoint_every == 0 or step == total_steps:
                     meter.flush(step)
-                    stop = run.evaluate(evaluate, parallel.unshard(state), step, meter)
-                if step % log_every == 0 or jax.process_count() == 1:
-                    ending = max(gather(received[0] if received else 0))
-                if step % checkpoint_every == 0 or last or stop or ending:
-                    meter.flush(step)
-                    run.save(step, parallel.unshard(state))
-                if stop and not last:
-                    progress.say(f"stopped at step {step}: {best_metric} is no better since {patience} evaluations")
-                    break
-                if ending and not last:
-                    name = signal.Signals(ending).name
-                    progress.say(
-                        f"stopped by {name} after step {step}; the checkpoint is in {checkpointer.directory}. "
-                        "Run the same command again to go on."
-                    )
-                    raise SystemExit(0)
+                    plain = parallel.unshard(state)
+                    with signals.held():
+                        run.save(step, plain)
+                    run.leave_if(signals.agreed(), step, progress)
+                    if due:
+                        stop = run.evaluate(evaluate, plain, step, meter, signals)
+                        run.leave_if(signals.agreed(), step, progress)
+                    if stop and step < total_steps:
+                        progress.say(f"stopped at step {step}: {best_metric} is no better since {patience} evaluations")
+                        break
     finally:
         progress.close()
         for writer in writers:
             writer.close()
     return parallel.unshard(state)
+
+
+def _check_options(
+    total_steps: int,
+    checkpoint_every: int,
+    log_every: int,
+    eval_every: int | None,
+    evaluate: Callable | None,
+    best_metric: str | None,
+    patience: int | None,
+) -> None:
+    counts = {"total_steps": total_steps, "checkpoint_every": checkpoint_every, "log_every": log_every}
+    optional = {"eval_every": eval_every, "patience": patience}
+    for name, value in (counts | {name: value for name, value in optional.items() if value is not None}).items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
+    if best_metric is not None and (evaluate is None or eval_every is None):
+        raise ValueError(f"best_metric={best_metric!r} needs evaluate and eval_every")
+    if patience is not None and best_metric is None:
+        raise ValueError(f"patience={patience} needs best_metric")
+
+
+def _as_floats(values: Mapping[str, Any]) -> dict[str, float]:
+    for name, value in values.items():
+        if np.ndim(value) or not isinstance(value, (int, float, np.generic, np.ndarray, jax.Array)):
+            raise TypeError(f"evaluate gave {name}={str(value)[:80]!r}, which is not a number")
+    return {name: float(value) for name, value in values.items()}
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"optimizer": {"name": "sgd"}}`` as ``{"optimizer.name": "sgd"}``."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {f"{prefix}{name}": value}
+    return flat
 
 
 class _Run:
@@ -157,49 +206,107 @@ class _Run:
         self._config = json.loads(json.dumps(dict(config)))
         self._metric, self._patience = best_metric, patience
         self.changes: list[str] = []  # of the config since the checkpoint
+        self._differences: list[str] = []
         self._best: float | None = None
         self._stale = 0  # evaluations since the best one
+        self._evaluated = False  # whether the checkpoint that was restored had been
+
+    @property
+    def out_of_patience(self) -> bool:
+        return self._patience is not None and self._stale >= self._patience
 
     def resume(self, state: TrainState) -> tuple[TrainState, int]:
         restored = self._checkpointer.restore(state)
         if restored is None:
             return state, 0
-        if len(restored.iterator_state) != jax.process_count():
+        positions, metrics = restored.iterator_state, restored.metrics
+        if not isinstance(positions, list) or not {"best", "stale"} <= metrics.keys():
             raise ValueError(
-                f"the checkpoint of step {restored.step} was written by {len(restored.iterator_state)} processes, each "
+                f"the checkpoint of step {restored.step} in {self._checkpointer.directory} is not one of a training: "
+                "it holds no position in the data. Train into another output folder."
+            )
+        if len(positions) != jax.process_count():
+            raise ValueError(
+                f"the checkpoint of step {restored.step} was written by {len(positions)} processes, each "
                 f"with its share of the data, and now there are {jax.process_count()}; start as many as before"
             )
-        self._batches.set_state(restored.iterator_state[jax.process_index()])
-        self._best, self._stale = restored.metrics["best"], restored.metrics["stale"]
-        for name in sorted({*restored.config, *self._config}):
-            before, now = restored.config.get(name), self._config.get(name)
-            if before != now:
-                self.changes.append(f"note: {name} was {before} when the checkpoint was written, is {now} now")
+        self._batches.set_state(positions[jax.process_index()])
+        before, now = _flat(restored.config), _flat(self._config)
+        self._differences = [
+            f"{name} was {before.get(name)}, is {now.get(name)} now"
+            for name in sorted({*before, *now})
+            if before.get(name) != now.get(name)
+        ]
+        self.changes = [f"note: {difference}" for difference in self._differences]
+        record = self._checkpointer.read_evaluation(restored.step)
+        # Earlier versions evaluated before they saved.
+        self._evaluated = record is not None or "metric" not in metrics
+        metrics = record or metrics
+        if metrics.get("metric", self._metric) == self._metric:
+            self._best, self._stale = metrics["best"], metrics["stale"]
         return restored.state, restored.step
 
-    def save(self, step: int, state: TrainState, *, best: bool = False) -> None:
-        metrics = {"best": self._best, "stale": self._stale}
-        positions = gather(self._batches.get_state())
-        self._checkpointer.save(step, state, positions, self._config, metrics, best=best)
+    def refuse_changes(self, step: int, total_steps: int, may_change: Collection[str]) -> None:
+        """Of a finished run: what it was made with must not be overwritten by what it was not made with."""
 
-    def evaluate(self, evaluate: Callable, state: TrainState, step: int, meter: "_Meter") -> bool:
+        def free(difference: str) -> bool:
+            name = difference.split(" was ", 1)[0]
+            return any(name == allowed or name.startswith(f"{allowed}.") for allowed in may_change)
+
+        if faults := [difference for difference in self._differences if not free(difference)]:
+            raise ValueError(
+                f"the run in {self._checkpointer.directory} has ended, at step {step}, and other options cannot change "
+                "it any more:\n  " + "\n  ".join(faults) + "\n"
+                f"Nothing was overwritten. Use the options it was made with, more steps than {max(step, total_steps)}, "
+                "or another output folder."
+            )
+
+    def is_due(self, step: int, eval_every: int | None, total_steps: int) -> bool:
+        """Whether the checkpoint that was restored should have been evaluated, and was not."""
+        last = step >= total_steps
+        return step > 0 and not self._evaluated and (last or (bool(eval_every) and step % eval_every == 0))
+
+    def save(self, step: int, state: TrainState, *, best: bool = False) -> None:
+        positions = gather(self._batches.get_state())
+        self._checkpointer.save(step, state, positions, self._config, self._counters(), best=best)
+
+    def check_names(self, values: Mapping[str, float]) -> None:
+        if self._metric is not None and self._metric.removeprefix("-") not in values:
+            names = ", ".join(sorted(name for name in values if name.count("/") < 2))
+            raise ValueError(
+                f"best_metric={self._metric!r} is none of the figures of an evaluation:\n"
+                + textwrap.fill(names, 80, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+            )
+
+    def evaluate(self, evaluate: Callable, state: TrainState, step: int, meter: "_Meter", signals: StopSignals) -> bool:
         """Evaluate, log, keep the best; whether patience has run out."""
         began = time.perf_counter()
         # Those of process 0, lest rounding make two processes keep different states as the best.
-        values = gather({name: float(value) for name, value in evaluate(state).items()})[0]
-        meter.record_evaluation(step, values, time.perf_counter() - began)
-        if self._metric is None:
-            return False
-        name = self._metric.removeprefix("-")
-        if name not in values:
-            raise ValueError(f"best_metric={self._metric!r} is not among {', '.join(sorted(values))}")
-        value = -values[name] if self._metric.startswith("-") else values[name]
-        if np.isfinite(value) and (self._best is None or value > self._best):
-            self._best, self._stale = value, 0
-            self.save(step, state, best=True)
-        else:
-            self._stale += 1
-        return self._patience is not None and self._stale >= self._patience
+        values = gather(_as_floats(evaluate(state)))[0]
+        self.check_names(values)
+        with signals.held():
+            meter.record_evaluation(step, values, time.perf_counter() - began)
+            if self._metric is not None:
+                value = values[self._metric.removeprefix("-")] * (-1 if self._metric.startswith("-") else 1)
+                if np.isfinite(value) and (self._best is None or value > self._best):
+                    self._best, self._stale = value, 0
+                    self.save(step, state, best=True)
+                else:
+                    self._stale += 1
+            self._checkpointer.write_evaluation(step, self._counters())
+        return self.out_of_patience
+
+    def leave_if(self, number: int, step: int, progress: Progress) -> None:
+        """Where a signal has asked for it, say so and exit; a checkpoint of this step has been written."""
+        if number:
+            progress.say(
+                f"stopped by {signal.Signals(number).name} after step {step}; the checkpoint is in "
+                f"{self._checkpointer.directory}. Run the same command again to go on."
+            )
+            raise SystemExit(128 + number)
+
+    def _counters(self) -> dict[str, Any]:
+        return {"best": self._best, "stale": self._stale, "metric": self._metric}
 
 
 class _Meter:
@@ -282,24 +389,3 @@ def _non_finite(done: _Done, metrics: Mapping[str, np.ndarray]) -> NonFiniteLoss
     terms = [name for name in terms if name not in derived] or terms
     image_ids = None if done.image_ids is None else np.asarray(done.image_ids).tolist()
     return NonFiniteLossError(done.step, terms, image_ids)
-
-
-@contextmanager
-def _signals():
-    """The list of stop signals received; a second SIGINT interrupts at once. Only the main thread can have handlers."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-
-    def receive(number: int, frame: Any) -> None:
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -78,7 +78,7 @@ def test_a_save_cut_off_leaves_the_one_before(tmp_path):
     assert restored.step == 1 and restored.iterator_state == {"position": 1}
 
 
-def test_an_unreadable_checkpoint_is_passed_over(tmp_path):
+def test_an_unreadable_checkpoint_is_passed_over(tmp_path, caplog):
     checkpointer = Checkpointer(tmp_path)
     checkpointer.save(1, random_state(1), None, CONFIG)
     checkpointer.save(2, random_state(2), None, CONFIG)
@@ -88,8 +88,11 @@ def test_an_unreadable_checkpoint_is_passed_over(tmp_path):
             path.write_bytes(b"")
     (tmp_path / "last" / "3").mkdir()
     checkpointer = Checkpointer(tmp_path)
-    with pytest.warns(UserWarning, match="passing over the unreadable checkpoint"):
-        assert checkpointer.restore(random_state()).step == 1
+    assert checkpointer.restore(random_state()).step == 1
+    (line,) = caplog.messages
+    assert line.startswith(f"damaged: {tmp_path}/last/3 (") and "; " in line
+    assert line.endswith(f"going back to {tmp_path}/last/1")
+    assert {path.name for path in (tmp_path / "last").iterdir()} == {"1", "2.damaged", "3.damaged"}
     checkpointer.save(3, random_state(3), None, CONFIG)
     assert checkpointer.restore(random_state()).step == 3
 
