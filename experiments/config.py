@@ -2,20 +2,64 @@
 
 import dataclasses
 import importlib
+import inspect
 import json
 import os
 import pkgutil
+import re
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
+import tyro
 
+import jaxvision as jv
 from experiments import configs
+from experiments.command import (
+    ABOUT_ERRORS,
+    Below1,
+    Checked,
+    Count,
+    Finite,
+    Inside,
+    Name,
+    NotNegative,
+    Number,
+    Positive,
+    Rule,
+    Seed,
+    Share,
+    Side,
+    checked_after,
+    shown,
+)
 from jaxvision.data.voc import VOC_CATEGORIES
+from jaxvision.registry import model_task
+
+
+def _compiles(pattern: str) -> bool:
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True
+
+
+SOME = Rule("at least one", lambda value: len(value) > 0)
+ONCE = Rule("without repetition", lambda value: len(set(value)) == len(value))
+RISING = Rule("in rising order", lambda value: list(value) == sorted(value))
+Listing = Annotated[str, Rule('YEAR/LIST, such as "VOC2007/trainval"', re.compile(r"[^/]+/[^/]+").fullmatch)]
+Pattern = Annotated[str, Rule("a regular expression", _compiles)]
+Address = Annotated[str, Rule('host:port or "auto"', re.compile(r"auto|.+:\d{1,5}").fullmatch)]
+Enlargement = Annotated[float, Rule("above 0 and at most 10", lambda value: 0 < value <= 10)]
+Area = Annotated[float, Rule("above 0 and at most 1", lambda value: 0 < value <= 1)]
+MaskSide = Annotated[int, Rule("between 2 and 1024", lambda value: 2 <= value <= 1024)]
 
 
 @dataclasses.dataclass(frozen=True)
-class DigitScenes:
+class DigitScenes(Checked, prefix="--data."):
     """Handwritten digits in photographs, made on this machine (jaxvision.data.digit_scenes)."""
 
     directory: Path | None = None
@@ -23,30 +67,30 @@ class DigitScenes:
 
 
 @dataclasses.dataclass(frozen=True)
-class Digits:
+class Digits(Checked, prefix="--data."):
     """scikit-learn's handwritten digits as they are, 8x8 pixels: 1,437 to train, 360 to test."""
 
 
 @dataclasses.dataclass(frozen=True)
-class DigitCrops:
+class DigitCrops(Checked, prefix="--data."):
     """The same digits in colour over photographs, 64x64 pixels (jaxvision.data.DigitCrops)."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Tfds:
+class Tfds(Checked, prefix="--data."):
     """A set of TensorFlow Datasets that was prepared as array_record (PreparedImages, PreparedDetection)."""
 
-    name: str
+    name: Name
     """As TFDS has it, such as "cifar10", "imagenet2012:5.1.0" or, for detectors, "coco/2017" and "voc/2007"."""
-    train_split: str = "train"
-    val_split: str = "test"
+    train_split: Name = "train"
+    val_split: Name = "test"
     """Of "coco/2017" take "validation": its test split has no annotations."""
     directory: Path | None = None
     """Where the prepared set lies; $JAXVISION_DATASETS or ./datasets by default."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Coco:
+class Coco(Checked, prefix="--data."):
     """A data set in COCO format: folders of images and JSON files of annotations."""
 
     train_images: Path
@@ -54,27 +98,33 @@ class Coco:
     val_images: Path | None = None
     """Validation images; without them the training images validate, which shows overfitting and nothing else."""
     val_annotations: Path | None = None
-    limit: int | None = None
+    limit: Count | None = None
     """Take the first so many training images only."""
     on_error: Literal["raise", "skip"] = "raise"
     """What to do about a bad image or annotation; either way it is named."""
 
+    def faults(self) -> Iterator[str]:
+        given = {self.option(name): getattr(self, name) is not None for name in ("val_images", "val_annotations")}
+        if len(set(given.values())) > 1:
+            first, second = sorted(given, key=given.get, reverse=True)
+            yield f"{first} needs {second} beside it"
+
 
 @dataclasses.dataclass(frozen=True)
-class Voc:
+class Voc(Checked, prefix="--data."):
     """PASCAL VOC as its archives unpack (jaxvision.data.VocDetection)."""
 
     devkit: Path
     """The folder that has VOC2007 and the like in it."""
-    train: tuple[str, ...] = ("VOC2007/trainval", "VOC2012/trainval")
-    val: tuple[str, ...] = ("VOC2007/test",)
-    categories: tuple[str, ...] = VOC_CATEGORIES
+    train: Annotated[tuple[Listing, ...], SOME, ONCE] = ("VOC2007/trainval", "VOC2012/trainval")
+    val: Annotated[tuple[Listing, ...], SOME, ONCE] = ("VOC2007/test",)
+    categories: Annotated[tuple[Name, ...], SOME, ONCE] = VOC_CATEGORIES
     """The names of the classes in label order; VOC's twenty by default."""
     on_error: Literal["raise", "skip"] = "raise"
 
 
 @dataclasses.dataclass(frozen=True)
-class Folders:
+class Folders(Checked, prefix="--data."):
     """Images sorted into one folder a class."""
 
     train: Path
@@ -83,133 +133,290 @@ class Folders:
 
 
 @dataclasses.dataclass(frozen=True)
-class SelectiveSearch:
+class Data:
+    """The data alone."""
+
+    data: DigitScenes | Digits | DigitCrops | Tfds | Coco | Voc | Folders
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectiveSearch(Checked, prefix="--selective-search."):
     """Regions for the detectors that are given them (jaxvision.data.selective_search)."""
 
-    max_regions: int = 0
+    max_regions: Number = 0
     """Regions an image at most; 0 is for detectors that propose their own."""
     mode: Literal["fast", "quality"] = "fast"
-    min_side: int = 0
+    min_side: Number = 0
     """Leave out regions with a shorter side, in pixels."""
     directory: Path | None = None
     """Where the regions found are kept, $JAXVISION_DATASETS/regions or ./datasets/regions by default."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Augmentation:
+class Augmentation(Checked, prefix="--augmentation."):
     """Random changes to training examples; 0 or (1, 1) leaves a part out."""
 
-    flip: float = 0.5
+    flip: Share = 0.5
     """Probability of a horizontal flip."""
-    scale: tuple[float, float] = (1.0, 1.0)
+    scale: Annotated[tuple[Enlargement, Enlargement], RISING] = (1.0, 1.0)
     """Range of a random enlargement; what no longer fits is cropped away at random."""
-    crop_area: tuple[float, float] = (1.0, 1.0)
+    crop_area: Annotated[tuple[Area, Area], RISING] = (1.0, 1.0)
     """Range of the share of the image that a random window of random aspect covers, which is then resized to the
     network's size; ImageNet classifiers take (0.08, 1). Replaces scale."""
-    colour: float = 0.0
+    colour: Share = 0.0
     """Strength of random brightness, contrast and saturation."""
-    mixup: float = 0.0
+    mixup: NotNegative = 0.0
     """Alpha of mixup, for classifiers. With cutmix as well, a coin decides for each batch."""
-    cutmix: float = 0.0
+    cutmix: NotNegative = 0.0
     """Alpha of cutmix, for classifiers."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Optimizer:
+class Optimizer(Checked, prefix="--optimizer."):
     """See jaxvision.train.optim."""
 
     name: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float = 0.02
+    learning_rate: Positive = 0.02
     """At the configured batch size."""
     schedule: Literal["constant", "cosine", "step"] = "cosine"
-    milestones: tuple[int, ...] = ()
+    milestones: Annotated[tuple[Count, ...], RISING, ONCE] = ()
     """Steps at which the step schedule divides the rate by ten."""
-    warmup_steps: int = 100
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
+    warmup_steps: Number = 100
+    momentum: Below1 = 0.9
+    weight_decay: NotNegative = 1e-4
     """Of the kernels."""
     decay_all: bool = False
     """Decay biases and the scales of norms as well."""
-    clip_norm: float | None = None
-    freeze: tuple[str, ...] = ()
+    clip_norm: Positive | None = None
+    """Largest norm of the gradient of all parameters; None clips nothing."""
+    freeze: tuple[Pattern, ...] = ()
     """Regular expressions of parameter paths that do not train, such as "backbone/(conv1|bn1|layer1)"; "(?!fc/)" is
     everything but the head of a ResNet. Statistics of batch norm move all the same."""
-    ema_decay: float | None = None
+    ema_decay: Inside | None = None
     """Evaluate, keep and predict with a moving average of the parameters instead of the last ones."""
 
+    def faults(self) -> Iterator[str]:
+        if self.schedule == "step" and not self.milestones:
+            yield f"{self.option('milestones')} is empty, but the step schedule falls at nothing else"
+
 
 @dataclasses.dataclass(frozen=True)
-class Distributed:
+class Distributed(Checked, prefix="--distributed."):
     """Several processes: start the same command in each, with its own number."""
 
-    coordinator: str | None = None
+    coordinator: Address | None = None
     """host:port of process 0, such as localhost:1234; "auto" asks JAX's environment variables or the cluster. None is
     one process alone."""
-    processes: int | None = None
+    processes: Count | None = None
     """How many there are."""
-    process: int | None = None
+    process: Number | None = None
     """Which one this is, from 0."""
+
+    def faults(self) -> Iterator[str]:
+        missing = [self.option(name) for name in ("processes", "process") if getattr(self, name) is None]
+        if self.coordinator is None and len(missing) < 2:
+            yield f"{self.option('coordinator')} is not given, and several processes meet there"
+        elif self.coordinator not in (None, "auto") and missing:
+            yield f"{self.option('coordinator')} is {self.coordinator}, but not {' nor '.join(missing)}"
+        elif not missing and self.process >= self.processes:
+            yield f"{self.option('process')} is {self.process}, and must be below the {self.processes} processes"
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """One training run. The same command resumes it where it stopped."""
 
     data: DigitScenes | Digits | DigitCrops | Tfds | Coco | Voc | Folders
     model: str
     """A name from jaxvision.list_models()."""
     model_options: dict[str, int | float | bool | str | tuple[float, ...]] = dataclasses.field(default_factory=dict)
-    """Keyword arguments of the model's factory."""
+    """Keyword arguments of the model's factory; those of a config go with its own model."""
     weights: str | None = None
     """Weights to start from: the name of a record or a file; layers of another class count start afresh."""
     backbone_weights: str | None = None
     """Weights of a detector's backbone alone, such as "resnet50/IMAGENET1K_V2"."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    image_size: tuple[tuple[int, int], ...] = ((800, 1344), (1344, 800))
+    mean: tuple[Finite, Finite, Finite] = (0.485, 0.456, 0.406)
+    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+    image_size: Annotated[tuple[tuple[Side, Side], ...], SOME, ONCE] = ((800, 1344), (1344, 800))
     """Height and width of the shapes that images are shrunk to fit and padded to, each the one whose aspect is nearest;
     a batch has one shape, and each compiles once. Classifiers take one."""
-    resize: tuple[int, int] | None = None
+    resize: Annotated[tuple[Side, Side], RISING] | None = None
     """Shorter and longest side that detection images are first resized to; None only shrinks what does not fit."""
-    eval_crop: float = 1.0
+    eval_crop: Area = 1.0
     """Classifiers validate on the middle of the image, this share of its shorter side: 0.875 for 224 pixels of 256."""
-    max_objects: int = 100
+    max_objects: Count = 100
     """Objects an image at most; of more the largest stay, and the number dropped is logged."""
-    mask_side: int | None = 112
+    mask_side: MaskSide | None = 112
     """Cells a side of the masks that train, each on its object's own box; None for planes of the whole image."""
     selective_search: SelectiveSearch = SelectiveSearch()
     augmentation: Augmentation = Augmentation()
-    label_smoothing: float = 0.0
+    label_smoothing: Below1 = 0.0
     """Share of the uniform distribution in the labels of classifiers."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """What the network computes in while it trains; parameters, losses and evaluation are float32 in any case."""
-    batch_size: int = 16
+    batch_size: Count = 16
     """Images a step, over all devices and processes."""
-    accumulate: int = 1
+    accumulate: Count = 1
     """Split each batch in so many parts, one after the other, to save memory."""
-    steps: int = 90_000
+    steps: Count = 90_000
     optimizer: Optimizer = Optimizer()
-    eval_every: int = 5_000
-    eval_images: int | None = None
+    eval_every: Count = 5_000
+    eval_images: Count | None = None
     """Validate on the first so many images while training; the end always takes all."""
-    eval_batch_size: int = 8
+    eval_batch_size: Count = 8
     """Images a device at a time in validation."""
-    best_metric: str | None = None
+    best_metric: Name | None = None
     """The validation figure by which the best checkpoint is kept, such as "bbox/AP"."""
-    checkpoint_every: int = 1_000
-    log_every: int = 20
+    checkpoint_every: Count = 1_000
+    log_every: Count = 20
     parallel: Literal["jit", "pmap"] = "jit"
-    devices: int | None = None
+    devices: Count | None = None
     """Use the first so many devices; all by default, and with several processes."""
     distributed: Distributed = Distributed()
-    workers: int = 2
+    workers: Number = 2
     """Threads that read data, in each process that reads."""
-    worker_processes: int = 0
+    worker_processes: Number = 0
     """Processes that read data besides this one, where threads do not keep the devices busy; 0 reads in this one."""
     output: Path = Path("runs/default")
-    seed: int = 0
-    pictures: int = 8
+    seed: Seed = 0
+    pictures: Number = 8
     """Validation images to draw at the end."""
+
+    def faults(self) -> Iterator[str]:
+        warmup, parts = self.optimizer.option("warmup_steps"), self.distributed.processes or 1
+        if self.optimizer.warmup_steps >= self.steps:
+            yield f"{warmup} is {self.optimizer.warmup_steps}, and must be below --steps, which is {self.steps}"
+        if self.batch_size % (parts * self.accumulate):
+            of_each = f" in each of {parts} processes" * (parts > 1)
+            yield f"--batch-size is {self.batch_size}, and does not split into --accumulate {self.accumulate}{of_each}"
+        try:
+            task = model_task(self.model)
+        except ValueError as error:
+            yield f"--model: {error}"
+            return
+        yield from self._faults_of(task)
+        if taken := {"num_classes", "axis_name"} & self.model_options.keys():
+            yield f"--model-options {' '.join(sorted(taken))}: set by the data and by --parallel"
+            return
+        try:
+            model = jv.get_model(self.model, **self.model_options)
+        except (TypeError, ValueError) as error:
+            yield f"--model-options: {error}"
+            return
+        wanted = self.selective_search.option("max_regions")
+        if task == "detection" and bool(self.selective_search.max_regions) != takes_regions(model):
+            needs = "is given its regions: say how many" if takes_regions(model) else "proposes its own: leave it at 0"
+            yield f"{wanted} is {self.selective_search.max_regions}, but {self.model} {needs}"
+
+    def _faults_of(self, task: str) -> Iterator[str]:
+        """Options that another task has."""
+        if task == "classification":
+            if len(self.image_size) > 1:
+                yield f"--image-size is {shown(self.image_size)}, but a classifier ({self.model}) takes one shape"
+            return
+        mixes = {self.augmentation.option(name): getattr(self.augmentation, name) for name in ("mixup", "cutmix")}
+        for option, value in {**mixes, "--label-smoothing": self.label_smoothing}.items():
+            if value:
+                yield f"{option} is {value}, but is for classifiers, and {self.model} is for {task}"
+        if self.eval_crop != 1:
+            yield f"--eval-crop is {self.eval_crop}, but is for classifiers, and {self.model} is for {task}"
+
+
+def takes_regions(model: Any) -> bool:
+    """Whether a detector is given the places to look at, such as those of selective search."""
+    return getattr(model, "proposals", True) is None
+
+
+DATA = {
+    "digit_scenes": DigitScenes,
+    "digits": Digits,
+    "digit_crops": DigitCrops,
+    "tfds": Tfds,
+    "coco": Coco,
+    "voc": Voc,
+    "folders": Folders,
+}
+
+
+def parse(description: str, arguments: Sequence[str] | None = None) -> Config:
+    """The config that the command line, or ``arguments``, name and change: CONFIG [--data KIND] [overrides].
+
+    Paths of data are made absolute, so that the run finds them from everywhere.
+    Raises: ValueError naming each option that breaks a rule; SystemExit for what tyro refuses.
+    """
+    arguments, kind = without(sys.argv[1:] if arguments is None else arguments, "--data")
+    _, model = without(arguments, "--model")
+    replaced = "--model-options" in arguments
+    changed = any(argument.startswith("--model-options.") for argument in arguments)
+    with checked_after():
+        configs = available()
+        for name, (text, config) in configs.items():
+            changes = {} if kind is None else {"data": fresh(kind)}
+            if replaced or not (changed or model in (None, config.model)):
+                changes["model_options"] = {}
+            configs[name] = text, dataclasses.replace(config, **changes)
+        kinds = f"With --data KIND it takes another kind of data, and its options: {', '.join(DATA)}."
+        text = f"{inspect.cleandoc(description)}\n\n{kinds} {ABOUT_ERRORS}"
+        found = tyro.extras.overridable_config_cli(configs, description=text, args=arguments)
+    return with_absolute_paths(found)
+
+
+def without(arguments: Sequence[str], option: str) -> tuple[list[str], str | None]:
+    """The arguments without an option and its value, and the value."""
+    left, value, rest = [], None, iter(arguments)
+    for argument in rest:
+        if argument == option:
+            value = next(rest, "")
+        elif argument.startswith(f"{option}="):
+            value = argument.partition("=")[2]
+        else:
+            left.append(argument)
+    return left, value
+
+
+def fresh(kind: str) -> Any:
+    """Data of a kind, whose paths and names are still to be given.
+
+    Raises: ValueError for another kind.
+    """
+    if kind not in DATA:
+        raise ValueError(f"--data is {kind or 'empty'}, and must be one of {', '.join(DATA)}")
+    fields = dataclasses.fields(DATA[kind])
+    return DATA[kind](**{field.name: tyro.MISSING for field in fields if field.default is dataclasses.MISSING})
+
+
+def data_of(given: Any, arguments: Sequence[str]) -> Any:
+    """Data as the arguments, [--data KIND] [--data.FIELD VALUE ...], change what is given.
+
+    Raises: as ``parse``.
+    """
+    arguments, kind = without(arguments, "--data")
+    with checked_after():
+        default = Data(given if kind is None else fresh(kind))
+        found = tyro.cli(tyro.conf.AvoidSubcommands[Data], default=default, args=arguments)
+    return _absolute(found.data)
+
+
+def to_validate(data: Any) -> Any:
+    """The same data with the validation part for both, so that the other is neither needed nor read."""
+    match data:
+        case Coco(val_images=Path() as images, val_annotations=Path() as annotations):
+            return Coco(images, annotations, on_error=data.on_error)
+        case Tfds():
+            return dataclasses.replace(data, train_split=data.val_split)
+        case Voc() | Folders():
+            return dataclasses.replace(data, train=data.val)
+    return data
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """The config with absolute paths of its data, and of the user's home for ``~``."""
+    return dataclasses.replace(config, data=_absolute(config.data), selective_search=_absolute(config.selective_search))
+
+
+def _absolute(part: Any) -> Any:
+    paths = {name: value for name, value in vars(part).items() if isinstance(value, Path)}
+    return dataclasses.replace(part, **{name: path.expanduser().absolute() for name, path in paths.items()})
 
 
 def available() -> dict[str, tuple[str, Config]]:
@@ -234,8 +441,7 @@ def from_json(values: dict[str, Any]) -> Any:
     Raises: ValueError naming a class or field that this version does not know.
     """
     values = dict(values)
-    sets = (DigitScenes, Digits, DigitCrops, Tfds, Coco, Voc, Folders)
-    parts = (Config, *sets, SelectiveSearch, Augmentation, Optimizer, Distributed)
+    parts = (Config, *DATA.values(), SelectiveSearch, Augmentation, Optimizer, Distributed)
     kinds = {kind.__name__: kind for kind in parts}
     kind = kinds.get(values.pop("type", None))
     if kind is None:

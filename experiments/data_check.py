@@ -12,11 +12,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script from anywhere
 
-import tyro
 from tqdm import tqdm
 
 from experiments import detection
-from experiments.config import Config, available
+from experiments.command import script
+from experiments.config import parse
 from experiments.tasks import task_of
 
 
@@ -33,9 +33,10 @@ def check(source: Any) -> tuple[list[str], Counter, int]:
     return list(getattr(source, "problems", [])), classes, empty
 
 
+@script
 def main() -> None:
-    logging.basicConfig(format="%(message)s", level=logging.ERROR)  # the problems are listed below
-    config: Config = tyro.extras.overridable_config_cli(available(), description=__doc__)
+    logging.getLogger().setLevel(logging.ERROR)  # the problems are listed below
+    config = parse(__doc__)
     if hasattr(config.data, "on_error"):
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, on_error="skip"))
     task = task_of(config.model)

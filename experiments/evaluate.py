@@ -1,8 +1,11 @@
-"""Evaluate a trained run on its validation set: ``python experiments/evaluate.py runs/digit_scenes_maskrcnn``."""
+"""Evaluate a trained run on its validation set: ``python experiments/evaluate.py runs/digit_scenes_maskrcnn``.
+
+Or on another one: its options as in train.py, such as ``--data.val-images DIR --data.val-annotations FILE.json``, with
+``--data KIND`` before them for data of another kind.
+"""
 
 import dataclasses
 import json
-import logging
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,20 +15,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a scri
 import tyro
 
 import jaxvision as jv
-from experiments.config import from_json, use_compilation_cache
+from experiments.classes import compare
+from experiments.command import Checked, Count, parse_known, script
+from experiments.config import data_of, from_json, to_validate, use_compilation_cache
 from experiments.tasks import task_of
 from jaxvision import train
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(Checked):
     """Evaluate a trained run on its validation set and print the figures."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """The run's folder, as train.py wrote it."""
     which: Literal["best", "last"] = "last"
     """Which checkpoint."""
-    images: int | None = None
+    images: Count | None = None
     """Only the first so many images."""
     output: Path | None = None
     """Write the figures to this JSON file too."""
@@ -40,13 +45,22 @@ def load_run(folder: Path, which: str = "last"):
     return config, model, variables, categories
 
 
+@script
 def main() -> None:
-    logging.basicConfig(format="%(message)s")
     use_compilation_cache()
-    options = tyro.cli(Options)
-    config, model, variables, _ = load_run(options.run, options.which)
+    options, about_data = parse_known(Options, description=__doc__)
+    config, model, variables, categories = load_run(options.run, options.which)
+    config = dataclasses.replace(config, data=to_validate(data_of(config.data, about_data)))
     task = task_of(config.model)
-    figures = task.evaluator(config, model, task.sources(config)[1])(variables, options.images)
+    try:
+        source = task.sources(config)[1]
+    except FileNotFoundError as error:
+        error.add_note(
+            f"If the data of {options.run} moved, say where they are: --data.val-images and so on, as --help."
+        )
+        raise
+    compare(categories, source.categories, f"the checkpoint of {options.run}", "the validation data")
+    figures = task.evaluator(config, model, source)(variables, options.images)
     for name, value in figures.items():
         print(f"{name:28s} {value:.4f}")
     if options.output is not None:

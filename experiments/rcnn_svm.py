@@ -6,7 +6,6 @@ evaluates the result and writes it as a run of its own, which evaluate.py and pr
 """
 
 import dataclasses
-import logging
 import sys
 import time
 import warnings
@@ -24,6 +23,7 @@ from tqdm import tqdm
 
 import jaxvision as jv
 from experiments import detection
+from experiments.command import Checked, Count, NotNegative, Positive, Seed, parse, script
 from experiments.config import to_json, use_compilation_cache
 from experiments.evaluate import load_run
 from experiments.reading import normalized, validation_batches
@@ -37,20 +37,20 @@ MEAN_NORM = 20  # features are scaled to it before the machines see them, in the
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(Checked):
     """Fit R-CNN's machines and box regressions on the features of a trained run, and evaluate them."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """The folder of an R-CNN that train.py wrote."""
     output: Path | None = None
     """Folder of the result; the run's name with "_svm" by default."""
-    images: int | None = 300
+    images: Count | None = 300
     """Look at the first so many training images; the features of all their regions are kept in memory."""
-    cost: float = 1e-3
+    cost: Positive = 1e-3
     """C of the machines."""
-    ridge: float = 1000.0
+    ridge: NotNegative = 1000.0
     """Weight of the squared coefficients in the regression of boxes."""
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Seen(NamedTuple):
@@ -184,10 +184,10 @@ def run(options: Options, output: Path) -> dict[str, float]:
     return figures
 
 
+@script
 def main() -> None:
-    logging.basicConfig(format="%(message)s")
     use_compilation_cache()
-    options = tyro.cli(Options)
+    options = parse(Options, description=__doc__)
     began = time.perf_counter()
     output = options.output or options.run.with_name(f"{options.run.name}_svm")
     figures = run(options, output)

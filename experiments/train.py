@@ -6,7 +6,6 @@ and start it with the same command: it goes on from its last checkpoint.
 """
 
 import json
-import logging
 import math
 import sys
 import time
@@ -18,12 +17,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a scri
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import tyro
 from PIL import Image
 
 import jaxvision as jv
 from experiments.allocator import keep_freed_memory
-from experiments.config import Config, Distributed, available, to_json, use_compilation_cache
+from experiments.command import script
+from experiments.config import Config, Distributed, parse, to_json, use_compilation_cache
 from experiments.reading import Preprocessing, train_batches
 from experiments.tasks import task_of
 from jaxvision import train
@@ -171,11 +170,11 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(known, indent=1) + "\n")
 
 
+@script
 def main() -> None:
-    logging.basicConfig(format="%(message)s")
     keep_freed_memory()
     use_compilation_cache()
-    config = tyro.extras.overridable_config_cli(available(), description=__doc__)
+    config = parse(__doc__)
     connect(config.distributed)
     began = time.perf_counter()
     figures = run(config)

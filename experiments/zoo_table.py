@@ -1,6 +1,7 @@
 """Write the table of classifiers, jaxvision/models/README.md, from the code, the weight records and the measured
 differences: ``python experiments/zoo_table.py``."""
 
+import dataclasses
 import functools
 import json
 import sys
@@ -12,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a scri
 import jax
 
 import jaxvision as jv
+from experiments.command import parse, script
 from jaxvision.models.counting import count
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,6 +53,11 @@ Written by `python experiments/zoo_table.py`; a test compares it with the code.
   logits; of the gradient of their logsumexp to the image; of running statistics after a training step.
 - **Licence**: of the code that published the weights. Terms of the training images may apply too.
 """
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Write the table of classifiers, which takes a minute or two."""
 
 
 def paper(name: str) -> str:
@@ -114,7 +121,9 @@ COLUMNS: dict[str, Callable[[str], str]] = {
 }
 
 
+@script
 def main() -> None:
+    parse(Options)
     rows = [list(COLUMNS), ["---"] * len(COLUMNS)]
     rows += [[column(name) for column in COLUMNS.values()] for name in jv.list_models(task="classification")]
     lines = ("| " + " | ".join(row) + " |\n" for row in rows)

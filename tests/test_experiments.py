@@ -310,7 +310,7 @@ def test_validation_sees_the_configured_middle():
 
 def headed(**options):
     """The configured loss function of ``Headed``, its parameters and a batch."""
-    config = Config(data=Digits(), model=options.pop("model", "googlenet"), **options)
+    config = Config(data=Digits(), model=options.pop("model", "googlenet"), image_size=((6, 6),), **options)
     images = jax.random.randint(jax.random.key(1), (4, 6, 6, 3), 0, 256).astype(jnp.uint8)
     batch = {"images": images, "labels": jnp.array([3, 0, 1, 1])}
     params = Headed().init(jax.random.key(0), normalized(config, batch), train=True)["params"]
@@ -321,7 +321,7 @@ def headed(**options):
 def test_loss_of_a_classifier_by_hand(model, weight):
     loss_fn, params, batch = headed(model=model, label_smoothing=0.1)
     loss, (metrics, _) = loss_fn(params, {}, batch, jax.random.key(2))
-    images = normalized(Config(data=Digits(), model=model), batch)
+    images = normalized(Config(data=Digits(), model=model, image_size=((6, 6),)), batch)
     logits, auxiliary = Headed().apply({"params": params}, images, train=True)
 
     def mean(logits):

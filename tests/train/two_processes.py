@@ -28,7 +28,7 @@ CONFIG = Config(
     data=Digits(), model="resnet18", mean=(0.4,) * 3, std=(0.25,) * 3, image_size=((12, 12),),
     augmentation=Augmentation(cutmix=1.0), label_smoothing=0.1, eval_batch_size=4,
 )  # fmt: skip
-DETECTION = dataclasses.replace(CONFIG, model="fasterrcnn_small")
+DETECTION = dataclasses.replace(CONFIG, model="fasterrcnn_small", augmentation=Augmentation(), label_smoothing=0.0)
 TX = train.optimizer("sgd", learning_rate=0.1, weight_decay=1e-3)
 
 
