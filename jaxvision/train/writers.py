@@ -1,13 +1,21 @@
 """Where metrics go: lines of JSON, TensorBoard.
 
-A resumed run repeats the steps after its checkpoint, so ``start(step)`` first drops what was written beyond it.
+A resumed run repeats the steps after its checkpoint, so ``start(step)`` first drops what was written beyond it. Both
+write each time at once, so that a full disk is an error where it happens.
 """
 
+import io
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+import socket
+import struct
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
+
+from jaxvision.train.integrity import free_space, out_of_space
 
 __all__ = ["JsonlWriter", "TensorBoardWriter", "Writer"]
 
@@ -25,56 +33,107 @@ class Writer(Protocol):
 
 
 class JsonlWriter:
-    """``metrics.jsonl``: one object a line, ``{"step": 100, "loss": 0.5, …}``. What is not finite becomes null."""
+    """``metrics.jsonl``: one object a line, ``{"step": 100, "loss": 0.5, …}``. What is not finite becomes null.
+
+    Raises: OSError naming the file, and on a full disk the space that is wanted and free.
+    """
 
     def __init__(self, directory: str | os.PathLike):
-        self._directory = pathlib.Path(directory)
+        self._path = pathlib.Path(directory) / "metrics.jsonl"
         self._file = None
+        self._repeated: set[tuple[int, frozenset[str]]] = set()  # step and names that the run may write again
 
     def start(self, step: int) -> None:
-        self._directory.mkdir(parents=True, exist_ok=True)
-        path = self._directory / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        kept = "".join(f"{line}\n" for line in lines if _step_of(line) <= step)
-        replacement = path.with_suffix(".tmp")
-        replacement.write_text(kept)
-        replacement.replace(path)
-        self._file = path.open("a")
+        with _named(self._path, 0):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            lines = self._path.read_text(errors="replace").splitlines() if self._path.exists() else []
+            kept = [line for line in lines if _step_of(line) <= step]
+            if kept != lines:
+                replacement = self._path.with_suffix(".tmp")
+                replacement.write_text("".join(f"{line}\n" for line in kept))
+                replacement.replace(self._path)
+            self._file = self._path.open("ab", buffering=0)
+        # An evaluation of this step, if the process ended before its checkpoint knew of it.
+        self._repeated = {(step, frozenset(json.loads(line))) for line in kept if _step_of(line) == step}
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         # NaN and infinity are not JSON.
         finite = {name: float(value) if abs(value) < float("inf") else None for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, **finite}) + "\n")
-        self._file.flush()
+        record = {"step": step, **finite}
+        if (step, frozenset(record)) in self._repeated:
+            return
+        _append(self._file, (json.dumps(record) + "\n").encode(), self._path)
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 class TensorBoardWriter:
-    """Event files for TensorBoard, through tensorboardX."""
+    """Event files for TensorBoard, of tensorboardX's records; not by its ``SummaryWriter``, whose thread dies of a full
+    disk and leaves the training waiting for it.
+
+    Raises: OSError naming the file, and on a full disk the space that is wanted and free.
+    """
 
     def __init__(self, directory: str | os.PathLike):
-        self._directory = directory
-        self._writer = None
+        self._directory = pathlib.Path(directory)
+        self._path, self._file = self._directory, None
 
     def start(self, step: int) -> None:
-        from tensorboardX import SummaryWriter
+        from tensorboardX.proto.event_pb2 import SessionLog
 
-        # The suffix: two files begun in the same second would otherwise share a name.
-        self._writer = SummaryWriter(os.fspath(self._directory), purge_step=step + 1, filename_suffix=f".{step}")
+        now = time.time()
+        # The step: two files begun in the same second would otherwise share a name.
+        self._path = self._directory / f"events.out.tfevents.{now:.0f}.{socket.gethostname()}.{step}"
+        with _named(self._path, 0):
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("ab", buffering=0)
+        self._write(file_version="brain.Event:2")
+        self._write(step=step + 1, session_log=SessionLog(status=SessionLog.START))  # what is beyond is dropped
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
-        for name, value in values.items():
-            if abs(value) < float("inf"):  # tensorboardX complains about NaN, a class without objects
-                self._writer.add_scalar(name, value, step)
+        from tensorboardX.summary import Summary, scalar
+
+        # TensorBoard has no place for NaN, a class without objects.
+        entries = [scalar(name, value).value[0] for name, value in values.items() if abs(value) < float("inf")]
+        self._write(step=step, summary=Summary(value=entries))
 
     def close(self) -> None:
-        self._writer.close()
+        if self._file is not None:
+            self._file.close()
+
+    def _write(self, **content: Any) -> None:
+        """One record of a TFRecord file: the length, the event, and a checksum of each."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.record_writer import masked_crc32c
+
+        event = Event(wall_time=time.time(), **content).SerializeToString()
+        length = struct.pack("<Q", len(event))
+        sums = [struct.pack("<I", masked_crc32c(part)) for part in (length, event)]
+        record = length + sums[0] + event + sums[1]
+        _append(self._file, record, self._path)
+
+
+def _append(file: io.RawIOBase, data: bytes, path: pathlib.Path) -> None:
+    """All of it: a disk that fills up takes a part, and says so at the rest."""
+    with _named(path, len(data)):
+        while data:
+            data = data[file.write(data) :]
+
+
+@contextmanager
+def _named(path: pathlib.Path, wanted: int) -> Iterator[None]:
+    """An error of the system names the path; a full disk also the bytes that are wanted."""
+    try:
+        yield
+    except OSError as error:
+        space = f"; {wanted} bytes wanted, {free_space(path)} free" if out_of_space(error) else ""
+        raise OSError(error.errno, f"cannot write {path}: {error.strerror}{space}") from error
 
 
 def _step_of(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError):
+    except (ValueError, KeyError, TypeError):
         return float("inf")  # cut off by a crash: drop it
