@@ -161,6 +161,13 @@ def run(options: Options, output: Path) -> dict[str, float]:
     """Fit, evaluate, write; the figures of the evaluation."""
     if output.resolve() == options.run.resolve():
         raise ValueError(f"--output {output} is the run itself, whose results would be lost: choose another folder")
+    if (output / "metrics.jsonl").exists():
+        raise ValueError(f"--output {output} holds a training, whose results would be lost: choose another folder")
+    with train.locked(output):
+        return _run(options, output)
+
+
+def _run(options: Options, output: Path) -> dict[str, float]:
     config, model, variables, categories = load_run(options.run)
     if not isinstance(getattr(model, "box_head", None), RegionNetwork):
         raise ValueError(f"{options.run} is a run of {config.model}; the machines are those of an R-CNN")

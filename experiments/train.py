@@ -29,12 +29,24 @@ from jaxvision import train
 from jaxvision.typing import Array, Key, Variables
 from jaxvision.weights import WeightsRecord
 
+# Of a finished run these may differ from what it was made with: they change neither what was learnt nor its figures.
+MAY_CHANGE = (
+    "output", "pictures", "devices", "distributed", "parallel", "workers", "worker_processes", "data.directory",
+    "selective_search.directory", "eval_every", "eval_images", "eval_batch_size", "checkpoint_every", "log_every",
+)  # fmt: skip
+
 
 def run(config: Config) -> dict[str, float]:
     """Train (or go on), evaluate the last parameters on all validation images, write results and pictures.
 
     Of several processes each evaluates its share, and the first writes.
+    Raises: BlockingIOError if another run writes to the folder.
     """
+    with train.locked(config.output):  # before anything there is touched
+        return _run(config)
+
+
+def _run(config: Config) -> dict[str, float]:
     if config.batch_size % jax.process_count():
         raise ValueError(f"batch_size={config.batch_size} is no multiple of the {jax.process_count()} processes")
     first_host = jax.process_index() == 0
@@ -87,6 +99,7 @@ def run(config: Config) -> dict[str, float]:
     writers = (train.JsonlWriter(config.output), train.TensorBoardWriter(config.output / "tensorboard"))
     if first_host and not (config.output / "config.json").exists():  # a resume that is refused must not change it
         write_json(config.output / "config.json", run_config)
+    known = train.gather(known_figures(config))[0]
     latest: dict[int, dict[str, float]] = {}
 
     def validate(state):
@@ -106,17 +119,32 @@ def run(config: Config) -> dict[str, float]:
         log_every=config.log_every,
         eval_every=config.eval_every,
         evaluate=validate,
+        check=lambda state: evaluate(train.state_variables(state), 1),
         best_metric=config.best_metric,
+        may_change=MAY_CHANGE,
         writers=writers if first_host else (),
     )
     checkpointer.close()
     variables = train.state_variables(state)
-    figures = latest.get(int(state.step)) or evaluate(variables)
+    figures = known or latest.get(int(state.step)) or evaluate(variables)
     if first_host:
-        write_json(config.output / "config.json", run_config)
-        write_json(config.output / "results.json", figures)
+        if known is None:
+            write_json(config.output / "results.json", figures)
+            write_json(config.output / "config.json", run_config)  # last: then known_figures believes the results
         draw(config, plain, variables, val_source)
     return figures
+
+
+def known_figures(config: Config) -> dict[str, float] | None:
+    """Those that a finished run has written, or None where it still has to train or to evaluate."""
+    try:
+        steps = json.loads((config.output / "config.json").read_text())["steps"]
+        figures = json.loads((config.output / "results.json").read_text())
+    except (OSError, ValueError, KeyError):
+        return None
+    if steps != config.steps or not (config.output / "checkpoints" / "last" / str(steps)).is_dir():
+        return None
+    return {name: math.nan if value is None else value for name, value in figures.items()}
 
 
 def draw(config: Config, model: nn.Module, variables: Variables, source: Any) -> None:
@@ -165,9 +193,11 @@ def connect(wanted: Distributed) -> None:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """NaN, which JSON does not know, becomes null."""
+    """All or nothing. NaN, which JSON does not know, becomes null."""
     known = {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in values.items()}
-    path.write_text(json.dumps(known, indent=1) + "\n")
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(json.dumps(known, indent=1) + "\n")
+    part.replace(path)
 
 
 @script

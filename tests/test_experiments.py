@@ -225,10 +225,41 @@ def test_the_last_validation_is_not_repeated(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(classification, "evaluator", lambda *_: lambda *call: calls.append(call) or {"top1": 0.5})
     config = smoke(available()["digits"][1], Digits(), tmp_path)
-    assert train.run(dataclasses.replace(config, eval_images=None)) == {"top1": 0.5}
-    assert len(calls) == 1
+    finished = dataclasses.replace(config, eval_images=None)
+    assert train.run(finished) == {"top1": 0.5}
+    assert [images for _, images in calls] == [1, None]  # one image before the first step
+    assert train.run(finished) == {"top1": 0.5} and len(calls) == 2
     train.run(dataclasses.replace(config, eval_images=2, steps=2))  # that was on two images only
-    assert len(calls) == 3
+    assert len(calls) == 5
+
+
+def test_results_of_a_finished_run_stay_those_of_its_options(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(registry._MODELS, "headed", registry.Entry(Headed, "classification"))
+    figures = iter([{"top1": 0.1}, {"top1": 0.5}, {"top1": 0.1}, {"top1": 0.7}])
+    monkeypatch.setattr(classification, "evaluator", lambda *_: lambda *call: next(figures))
+    config = dataclasses.replace(smoke(available()["digits"][1], Digits(), tmp_path), eval_images=None)
+    train.run(config)
+    before = {name: (config.output / name).read_bytes() for name in ("config.json", "results.json", "metrics.jsonl")}
+    rate = dataclasses.replace(config.optimizer, learning_rate=0.5)
+    with pytest.raises(ValueError, match=r"at step 1,(?s:.*)optimizer.learning_rate was .*, is 0.5 now\n  seed"):
+        train.run(dataclasses.replace(config, optimizer=rate, seed=7))
+    train.run(dataclasses.replace(config, log_every=3, pictures=0))
+    assert {name: (config.output / name).read_bytes() for name in before} == before
+    assert "already at step 1 of 1: nothing to train" in capsys.readouterr().out
+    assert train.run(dataclasses.replace(config, steps=2)) == {"top1": 0.7}  # more steps go on
+    assert json.loads((config.output / "results.json").read_text()) == {"top1": 0.7}
+    assert json.loads((config.output / "config.json").read_text())["steps"] == 2
+
+
+def test_a_second_start_touches_nothing(tmp_path):
+    """While a run writes to a folder, one that is started there is told so and ends."""
+    with train.train.locked(tmp_path):
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        result = script("train.py", "digits", "--output", tmp_path)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert result.returncode == 1 and not result.stdout
+    (line,) = result.stderr.splitlines()
+    assert f"{tmp_path} is in use: process {os.getpid()} on " in line
 
 
 @pytest.mark.parametrize("name", ["coco_overfit", "folder_resnet18"])
