@@ -324,7 +324,7 @@ class Builder:
 
 
 def load_json(path: pathlib.Path) -> dict[str, list[Record]]:
-    """The content of an annotation file, which has the three lists of records."""
+    """The three lists of records of an annotation file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such annotation file")
     try:
@@ -332,14 +332,15 @@ def load_json(path: pathlib.Path) -> dict[str, list[Record]]:
             content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # a UnicodeDecodeError as well, and integers of 5,000 digits
         raise ValueError(f"{path}: not valid JSON in UTF-8 ({error}); export or download it again") from error
-    for key in ("images", "annotations", "categories"):
+    lists = ("images", "annotations", "categories")
+    for key in lists:
         if not isinstance(content, dict) or key not in content:
             raise ValueError(
                 f"{path}: the key '{key}' is missing; a COCO file has 'images', 'annotations' and 'categories'"
             )
         if not isinstance(content[key], list) or not all(isinstance(record, dict) for record in content[key]):
             raise ValueError(f"{path}: '{key}' must be a list of objects")
-    return content
+    return {key: content[key] for key in lists}
 
 
 @contextlib.contextmanager
