@@ -1,20 +1,28 @@
 """Pictures of predictions: arrays in, an RGB uint8 array [h, w, 3] out; nothing is shown or saved.
 
 A class has the same colour in every picture. ``scale`` enlarges the picture first, so that text and outlines on a small
-image stay fine: boxes and masks are always given in pixels of the image as passed.
+image stay fine: boxes and masks are always given in pixels of the image as passed. Where no font on this machine has
+the characters of a class's name, its number is written instead; the logger "jaxvision" says so.
 """
 
 import colorsys
+import functools
+import logging
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from jaxvision.typing import Array, Bool, Detections, Float, Int, Targets
 
+logger = logging.getLogger("jaxvision")
+
 __all__ = ["class_color", "draw_boxes", "draw_classes", "draw_detections", "draw_masks", "draw_targets", "grid"]
 
+PLACEHOLDERS = "Last Resort"  # a font that matplotlib brings: every character is a box
+LONGEST_NAME = 100  # characters; no tag has room for as many
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
 
@@ -32,20 +40,20 @@ def draw_boxes(
     *,
     labels: Int[Array, " n"] | None = None,
     scores: Float[Array, " n"] | None = None,
-    names: Sequence[str] | None = None,
+    names: Sequence[Any] | None = None,
     scale: int = 1,
 ) -> np.ndarray:
     """Boxes with a tag of class and score; the best score is drawn last, on top.
 
     image: RGB uint8. boxes: xyxy in its pixels. labels: choose the colour; without them each box has its own.
-    names: of the classes; numbers otherwise.
+    names: of the classes, which ``str`` writes; numbers otherwise.
     Raises: ValueError if the image is not RGB uint8, or a label has no name.
     """
     picture = Image.fromarray(_enlarged(image, scale))
     boxes = np.asarray(boxes, np.float64) * scale
     draw = ImageDraw.Draw(picture)
     line = max(2, round(min(picture.size) / 250))
-    font = ImageFont.load_default(max(11, min(24, round(min(picture.size) / 32))))
+    font_size = max(11, min(24, round(min(picture.size) / 32)))
     colors = _colors(labels, len(boxes))
     order = list(range(len(boxes))) if scores is None else np.argsort(scores, kind="stable").tolist()
     # Tags after all outlines: a line through a word makes it unreadable.
@@ -55,9 +63,10 @@ def draw_boxes(
         draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=dark, width=line + 2)
         draw.rectangle((left, top, right, bottom), outline=colors[i], width=line)
     for i in order:
-        text = _tag(i, labels, scores, names)
-        if text:
-            _draw_tag(draw, text, _on_picture(boxes[i], picture.size), colors[i], font, picture.size)
+        name = "" if labels is None else _name(int(labels[i]), names)
+        score = "" if scores is None else f"{100 * float(scores[i]):.0f}%"
+        if name or score:
+            _draw_tag(draw, name, score, _on_picture(boxes[i], picture.size), colors[i], font_size, picture.size)
     return np.asarray(picture)
 
 
@@ -97,7 +106,7 @@ def draw_detections(
     image: Array,
     detections: Detections,
     *,
-    names: Sequence[str] | None = None,
+    names: Sequence[Any] | None = None,
     min_score: float = 0.5,
     scale: int | None = None,
 ) -> np.ndarray:
@@ -115,7 +124,7 @@ def draw_detections(
     return draw_boxes(picture, boxes * scale, labels=labels, scores=scores, names=names)
 
 
-def draw_targets(image: Array, targets: Targets, *, names: Sequence[str] | None = None, scale: int = 1) -> np.ndarray:
+def draw_targets(image: Array, targets: Targets, *, names: Sequence[Any] | None = None, scale: int = 1) -> np.ndarray:
     """The ground truth of one image. Masks are in the plane of the padded input, of which ``image`` may be the part
     inside the padding."""
     shown = np.flatnonzero(np.asarray(targets.valid))
@@ -132,7 +141,7 @@ def draw_classes(
     image: Array,
     probabilities: Float[Array, " c"],
     *,
-    names: Sequence[str] | None = None,
+    names: Sequence[Any] | None = None,
     top: int = 5,
     scale: int | None = None,
 ) -> np.ndarray:
@@ -142,15 +151,14 @@ def draw_classes(
     best = np.argsort(-probabilities, kind="stable")[:top].tolist()
     row, width = 44, 280
     panel = Image.new("RGB", (width, row * len(best) + 8), "white")
-    draw, font = ImageDraw.Draw(panel), ImageFont.load_default(15)
+    draw = ImageDraw.Draw(panel)
     for i, label in enumerate(best):
         name, percent = _name(label, names), f"{100 * probabilities[label]:.1f}%"
-        room = width - 24 - draw.textlength(percent, font)
-        while draw.textlength(name, font) > room and len(name) > 1:
-            name = name.removesuffix("…")[:-1] + "…"
+        font, plain = _font(name, 15), _font("", 15)
+        name = _shortened(name, font, width - 24 - plain.getlength(percent))
         top_edge, end = 8 + i * row, 8 + round((width - 16) * float(np.clip(probabilities[label], 0, 1)))
         draw.text((8, top_edge), name, fill=(20, 20, 20), font=font)
-        draw.text((width - 8, top_edge), percent, fill=(90, 90, 90), font=font, anchor="ra")
+        draw.text((width - 8, top_edge), percent, fill=(90, 90, 90), font=plain, anchor="ra")
         draw.rectangle((8, top_edge + 21, width - 9, top_edge + 28), fill=(235, 235, 235))
         draw.rectangle((8, top_edge + 21, max(end, 10), top_edge + 28), fill=class_color(label))
     height = max(picture.shape[0], panel.height)
@@ -206,34 +214,78 @@ def _on_picture(box: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, 
     return round(left), round(top), round(max(left, right)), round(max(top, bottom))
 
 
-def _tag(i: int, labels: Array | None, scores: Array | None, names: Sequence[str] | None) -> str:
-    words = []
-    if labels is not None:
-        words.append(_name(int(labels[i]), names))
-    if scores is not None:
-        words.append(f"{100 * float(scores[i]):.0f}%")
-    return " ".join(words)
-
-
-def _name(label: int, names: Sequence[str] | None) -> str:
-    if names is not None and not 0 <= label < len(names):
+def _name(label: int, names: Sequence[Any] | None) -> str:
+    """What is written for a class, on one line: its name, or its number where there is none that can be written."""
+    if names is None:
+        return str(label)
+    if not 0 <= label < len(names):
         raise ValueError(f"label {label} has no name among {len(names)}")
-    return str(label) if names is None else names[label]
+    name = " ".join("".join(one if one.isprintable() else " " for one in str(names[label])[:LONGEST_NAME]).split())
+    return name if name and _font_file(name) is not None else str(label)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _font_file(text: str) -> str | None:
+    """A font that has all characters of a text: the one that matplotlib brings, or one of this machine."""
+    from matplotlib import font_manager
+
+    own = font_manager.findfont("DejaVu Sans")
+    others = sorted({font.fname for font in font_manager.fontManager.ttflist if not font.name.startswith(PLACEHOLDERS)})
+    for path in (own, *others):
+        if _characters(path).issuperset(map(ord, text)):
+            return path
+    logger.warning("no font on this machine has the characters of %r; pictures show the number of the class", text)
+    return None
+
+
+@functools.cache
+def _characters(path: str) -> frozenset[int]:
+    """The code points that a font draws; none for one that lacks what scores need, or has no outlines."""
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        _load_font(path, 15)
+        found = frozenset(FT2Font(path).get_charmap())
+    except (OSError, RuntimeError):
+        return frozenset()
+    return found if found.issuperset(map(ord, "0123456789% …")) else frozenset()
+
+
+def _font(text: str, size: int) -> ImageFont.FreeTypeFont:
+    return _load_font(_font_file(text) or _font_file(""), size)
+
+
+@functools.lru_cache(maxsize=100)
+def _load_font(path: str, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(path, size)
+
+
+def _shortened(text: str, font: ImageFont.FreeTypeFont, room: float) -> str:
+    """As much of a text as fits into so many pixels, with an ellipsis if that is not all; empty if nothing fits."""
+    if font.getlength(text) <= room:
+        return text
+    fitting = (f"{text[:end].rstrip()}…" for end in range(len(text) - 1, 0, -1))
+    return next((part for part in fitting if font.getlength(part) <= room), "")
 
 
 def _draw_tag(
     draw: ImageDraw.ImageDraw,
-    text: str,
+    name: str,
+    score: str,
     box: tuple[int, int, int, int],
     color: tuple[int, int, int],
-    font: ImageFont.FreeTypeFont,
+    font_size: int,
     size: tuple[int, int],
 ) -> None:
-    """Above the box's left corner, or just inside it where there is no room."""
+    """Above the box's left corner, or just inside it where there is no room. A name that is wider than the picture is
+    shortened, the score is not."""
+    font = _font(name, font_size)
+    room = size[0] - 6 - font.getlength(f" {score}" if score else "")
+    text = " ".join(part for part in (_shortened(name, font, room), score) if part)
     ascent, descent = font.getmetrics()
-    width, height = round(draw.textlength(text, font)) + 6, ascent + descent + 1
+    width, height = round(font.getlength(text)) + 6, ascent + descent + 1
     left = max(min(box[0] - 1, size[0] - width), 0)
-    top = box[1] - height if box[1] >= height else min(box[1], size[1] - height)
+    top = max(box[1] - height if box[1] >= height else min(box[1], size[1] - height), 0)
     draw.rectangle((left, top, left + width - 1, top + height - 1), fill=color)
     light = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
     draw.text((left + 3, top), text, fill=(0, 0, 0) if light else (255, 255, 255), font=font)

@@ -2,6 +2,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxvision import visualize
 from jaxvision.typing import Detections, Targets
 from jaxvision.visualize import class_color, draw_boxes, draw_classes, draw_detections, draw_masks, draw_targets, grid
 
@@ -143,3 +144,72 @@ def test_grid():
         grid([])
     with pytest.raises(ValueError, match=r"RGB uint8 \[h, w, 3\], not float32\[4, 4, 3\]"):
         grid([np.zeros((4, 4, 3), np.float32)])
+
+
+def tag_of(name, *, score=0.87, box=(10.0, 30, 40, 50)):
+    """A picture with one tag."""
+    boxes, labels = np.array([box], float), np.array([0])
+    scores = None if score is None else np.array([score])
+    return draw_boxes(GREY, boxes, labels=labels, scores=scores, names=[name], scale=3)
+
+
+def test_letters_beyond_ascii_are_drawn():
+    """A font without them would draw the same box for each."""
+    tags = [tag_of(letter) for letter in "äüßéøłжλ"]
+    for i, one in enumerate(tags):
+        assert not any((one == other).all() for other in tags[:i])
+
+
+def test_names_without_a_font_are_numbers(monkeypatch, caplog):
+    visualize._font_file.cache_clear()
+    monkeypatch.setattr("matplotlib.font_manager.fontManager.ttflist", [])
+    np.testing.assert_array_equal(tag_of("猫"), tag_of("0"))
+    assert "'猫'" in caplog.text and "number of the class" in caplog.text
+    picture = draw_classes(GREY, np.array([1.0]), names=["犬"])
+    np.testing.assert_array_equal(picture, draw_classes(GREY, np.array([1.0]), names=["0"]))
+    visualize._font_file.cache_clear()
+
+
+def test_a_font_of_boxes_is_none(monkeypatch):
+    """Matplotlib brings one that has every character."""
+    from matplotlib import font_manager
+
+    brought = [font for font in font_manager.fontManager.ttflist if "mpl-data" in font.fname]
+    assert any(font.name.startswith(visualize.PLACEHOLDERS) for font in brought)
+    visualize._font_file.cache_clear()
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", brought)
+    assert visualize._font_file("猫") is None
+    visualize._font_file.cache_clear()
+
+
+@pytest.mark.parametrize(("name", "same"), [(7, "7"), ("a\nb", "a b"), ("", "0"), ("\x00", "0"), (None, "None")])
+def test_unusual_names(name, same):
+    np.testing.assert_array_equal(tag_of(name), tag_of(same))
+
+
+def test_long_names_keep_their_score():
+    """The end of the tag, where the score is, looks the same for all names that are shortened."""
+    long = "a class of many words that nobody could read in a picture of this size"
+    tags = [tag_of(name) for name in (long, long + long, long * 10_000)]
+    np.testing.assert_array_equal(tags[0], tags[1])
+    np.testing.assert_array_equal(tags[0], tags[2])
+    assert (tags[0] != tag_of(long, score=0.12)).any()
+    assert (tags[0] != tag_of(long, score=None)).any()
+
+
+@pytest.mark.parametrize("size", [(64, 96), (30, 40), (12, 20), (5, 5), (1, 1)])
+@pytest.mark.parametrize("box", [(0, 0, 5, 5), (90, 60, 96, 64), (30, 2, 40, 9), (-20, -20, 300, 300)])
+def test_tags_stay_inside_small_pictures(size, box):
+    image = np.full((*size, 3), 128, np.uint8)
+    picture = draw_boxes(
+        image, np.array([box], float), labels=np.array([0]), scores=np.array([0.5]), names=["long name"]
+    )
+    assert picture.shape == image.shape and changed(picture, image).any()
+
+
+def test_a_tag_is_all_in_the_picture():
+    """Wherever the box is, the same pixels of text are seen."""
+    inked = []
+    for box in [(40.0, 30, 60, 50), (92, 30, 96, 40), (0, 0, 3, 3), (80, 0, 96, 64)]:
+        inked.append(int(np.all(tag_of("cat", box=box) > 230, axis=-1).sum()))  # white on the red of class 0
+    assert inked[0] > 50 and len(set(inked)) == 1
