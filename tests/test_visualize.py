@@ -212,4 +212,4 @@ def test_a_tag_is_all_in_the_picture():
     inked = []
     for box in [(40.0, 30, 60, 50), (92, 30, 96, 40), (0, 0, 3, 3), (80, 0, 96, 64)]:
         inked.append(int(np.all(tag_of("cat", box=box) > 230, axis=-1).sum()))  # white on the red of class 0
-    assert inked[0] > 50 and len(set(inked)) == 1
+    assert inked[0] > 20 and len(set(inked)) == 1
