@@ -36,9 +36,12 @@ class Parallel(NamedTuple):
 def parallelize(step: Step, *, mode: str = "jit", devices: Sequence[jax.Device] | None = None) -> Parallel:
     """Compile a step for all devices (or those given): ``mode`` is ``jit`` (over a mesh) or ``pmap``.
 
-    Raises: ValueError for another mode and, from ``shard_batch``, if the batch cannot be split over the devices.
+    Raises: ValueError for another mode or no devices and, from ``shard_batch``, if the batch cannot be split over the
+    devices.
     """
     devices = list(jax.devices() if devices is None else devices)
+    if not devices:
+        raise ValueError("devices is empty; name at least one, or None for all")
     if mode == "jit":
         return _by_jit(step, devices)
     if mode == "pmap":

@@ -51,8 +51,10 @@ def accumulate(grad_fn: GradFn, n: int, *, unroll: int = 1) -> GradFn:
     Float metrics are averaged and integer ones (counts) added. Part i holds the images i, i + n, i + 2n, …, so a batch
     that is sharded over devices is split without moving data. XLA's CPU backend runs convolutions in a loop slowly:
     ``unroll=n`` writes the parts out.
-    Raises: ValueError if the batch cannot be split.
+    Raises: ValueError if n is below 1 or the batch cannot be split.
     """
+    if n < 1:
+        raise ValueError(f"n={n} parts of a batch must be at least 1")
 
     def split(leaf: Array) -> jax.Array:
         if leaf.ndim == 0 or leaf.shape[0] % n:
@@ -106,7 +108,10 @@ def make_train_step(
     Randomness comes from ``fold_in(state.key, state.step)``, so a resumed run draws what the uninterrupted one drew.
     ``ema_decay`` averages the parameters; the decay grows as (1 + t) / (10 + t) up to it, so early steps count less.
     Gradients flow through the update to params, optimiser state and batch; the norms carry none.
+    Raises: ValueError for an ``ema_decay`` outside [0, 1), or a state that was made without what it needs.
     """
+    if ema_decay is not None and not 0 <= ema_decay < 1:
+        raise ValueError(f"ema_decay={ema_decay} must be at least 0 and below 1")
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         if (ema_decay is None) != (state.ema is None):

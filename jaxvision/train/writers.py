@@ -46,9 +46,9 @@ class JsonlWriter:
     def start(self, step: int) -> None:
         with _named(self._path, 0):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            lines = self._path.read_text(errors="replace").splitlines() if self._path.exists() else []
-            kept = [line for line in lines if _step_of(line) <= step]
-            if kept != lines:
+            text = self._path.read_text(errors="replace") if self._path.exists() else ""
+            kept = [line for line in text.splitlines() if _step_of(line) <= step]
+            if text != "".join(f"{line}\n" for line in kept):
                 replacement = self._path.with_suffix(".tmp")
                 replacement.write_text("".join(f"{line}\n" for line in kept))
                 replacement.replace(self._path)

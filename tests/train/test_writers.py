@@ -47,6 +47,7 @@ def test_an_evaluation_that_is_done_again_is_written_once(tmp_path):
     writer.close()
     with (tmp_path / "metrics.jsonl").open("ab") as file:
         file.write(b'\xff\xfe{"step": 9}\n')  # damaged
+        file.write(b'{"step": 10, "a": 2}')  # the disk was full before the end of the line
     writer = JsonlWriter(tmp_path)
     writer.start(10)
     writer.scalars(10, {"ap": 0.5})
@@ -56,6 +57,7 @@ def test_an_evaluation_that_is_done_again_is_written_once(tmp_path):
     assert read(tmp_path) == [
         {"step": 10, "loss": 1.0},
         {"step": 10, "ap": 0.5},
+        {"step": 10, "a": 2},
         {"step": 10, "other": 1.0},
         {"step": 20, "loss": 2.0},
     ]
