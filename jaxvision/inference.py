@@ -226,7 +226,9 @@ def _size_of_file(path: Any) -> tuple[int, int]:
     try:
         with open_picture(path) as picture:
             return upright_size(picture)
-    except ValueError as error:
+    except FileNotFoundError:
+        raise
+    except (ValueError, OSError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 

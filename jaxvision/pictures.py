@@ -25,6 +25,8 @@ def open_picture(file: str | os.PathLike | io.BytesIO) -> Any:
         picture = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError as error:
         raise ValueError(f"not a picture in one of the formats {', '.join(FORMATS)}") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"more than the {MAX_PIXELS:,} pixels that are read; make it smaller") from error
     try:
         check_picture(picture)
     except ValueError:
