@@ -6,14 +6,15 @@ metrics. Each is written under a temporary name, gets the checksums of its files
 the middle of it leaves the earlier ones as they were; the checksums are verified before anything is read.
 """
 
+import functools
 import json
 import logging
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -139,6 +140,12 @@ class Checkpointer:
                 found = None
         return gather(found)[0]
 
+    def newest(self) -> str:
+        """In words, for an error: what a run has to go on from."""
+        found = _steps(self.directory / "last")[:1]
+        good = f"is {self.directory / 'last' / str(found[0])}" if found else "is none yet"
+        return f"The last good checkpoint {good}; run the same command again to go on."
+
     def close(self) -> None:
         self._orbax.close()
 
@@ -154,8 +161,7 @@ class Checkpointer:
         import orbax.checkpoint as ocp
 
         args = ocp.args.Composite(state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta))
-        with _silence():
-            self._orbax.save(path, args=args, force=True)
+        self._orbax.save(path, args=args, force=True)
 
     def _replace(self, folder: pathlib.Path, step: int) -> None:
         """Give a complete checkpoint its name, and delete those that are not kept any more; under another name first,
@@ -176,16 +182,10 @@ class Checkpointer:
             shutil.rmtree(path, ignore_errors=True)
         if out_of_space(error):
             wanted = sum(array.nbytes for array in arrays.values()) / 1e6
-            why = f"no space left: it takes up to {wanted:,.1f} MB, and {free_space(folder)} are free"
+            why = f"no space left; up to {wanted:,.1f} MB wanted, {free_space(folder)} free"
         else:
             why = (getattr(error, "strerror", None) or str(error)).splitlines()[0][:300]
-        kept = [f"{path.name}/{newest}" for path in (self.directory / "last", self.directory / "best")
-                for newest in _steps(path)[:1]]  # fmt: skip
-        good = f"The last good one is {self.directory / kept[0]}." if kept else "There is none before it."
-        return (
-            f"cannot write the checkpoint {folder / str(step)}: {why}. {good} "
-            "Make room there and run the same command again to go on."
-        )
+        return f"cannot write the checkpoint {folder / str(step)}: {why}. {self.newest()}"
 
 
 def load_variables(directory: str | os.PathLike, *, which: str = "best") -> tuple[dict[str, Any], dict[str, Any]]:
@@ -235,19 +235,23 @@ def _free_name(path: pathlib.Path) -> pathlib.Path:
 def _orbax() -> Any:
     import orbax.checkpoint as ocp
 
+    _silence()
     return ocp.Checkpointer(ocp.CompositeCheckpointHandler())
 
 
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Orbax logs every error that it raises, with its traceback, and a line for each file."""
-    logger = logging.getLogger("absl")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
+@functools.cache
+def _silence() -> None:
+    """Of an error that Orbax raises nothing else is heard: it logs each with its traceback (and a line for each file),
+    and after it TensorStore's threads call the event loop that Orbax has closed."""
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+    logging.getLogger("asyncio").addFilter(lambda record: "OCDBT" not in str(record.exc_info))
+    before = sys.unraisablehook
+
+    def hear(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hear
 
 
 def _read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -262,7 +266,7 @@ def _read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             log.warning("%s was written before checkpoints had checksums: read as it is", path)
     if found is not None:
         raise ValueError(found)
-    with _silence(), _orbax() as checkpointer:
+    with _orbax() as checkpointer:
         args = ocp.args.Composite(state=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore())
         restored = checkpointer.restore(path, args=args)
     meta = restored.meta

@@ -148,6 +148,10 @@ def fit(
                     if stop and step < total_steps:
                         progress.say(f"stopped at step {step}: {best_metric} is no better since {patience} evaluations")
                         break
+    except OSError as error:
+        if checkpointer.newest() not in str(error):
+            error.add_note(checkpointer.newest())
+        raise
     finally:
         progress.close()
         for writer in writers:

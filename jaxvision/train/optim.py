@@ -1,5 +1,6 @@
 """Optimisers and learning-rate schedules from plain arguments, so that a config can hold them."""
 
+import math
 import re
 from typing import Any
 
@@ -22,8 +23,12 @@ def schedule(
 
     ``cosine`` falls to 0 at ``total_steps``; ``step`` is multiplied by ``gamma`` at each of ``milestones`` (counted
     from step 0, warm-up included). The warm-up's first step already moves: it uses 1/warmup_steps of the peak.
-    Raises: ValueError for an unknown name, or a warm-up that is not shorter than the run.
+    Raises: ValueError for an unknown name, a value out of its range, or a warm-up that is not shorter than the run.
     """
+    _check(learning_rate=(learning_rate, 0 < learning_rate < math.inf, "above 0 and finite"))
+    _check(gamma=(gamma, 0 < gamma <= 1, "above 0 and at most 1"))
+    rising = all(0 < a < b for a, b in zip(milestones, (*milestones[1:], math.inf)))
+    _check(milestones=(milestones, rising, "steps above 0, each later than the one before"))
     if not 0 <= warmup_steps < total_steps:
         raise ValueError(f"warmup_steps={warmup_steps} must be at least 0 and below total_steps={total_steps}")
     if name == "constant":
@@ -40,6 +45,13 @@ def schedule(
         return after
     warmup = optax.linear_schedule(learning_rate / warmup_steps, learning_rate, warmup_steps - 1)
     return optax.join_schedules([warmup, after], [warmup_steps])
+
+
+def _check(**options: tuple[Any, bool, str]) -> None:
+    """Each: the value, whether it is right, and what it must be."""
+    for name, (value, right, words) in options.items():
+        if not right:
+            raise ValueError(f"{name}={value!r} must be {words}")
 
 
 def matching(params: Any, patterns: tuple[str, ...]) -> Any:
@@ -81,8 +93,17 @@ def optimizer(
     torch does; in AdamW it is decoupled. ``clip_norm`` bounds the global norm of the trained parameters' gradient,
     before everything else. ``freeze`` holds regular expressions over paths,
     see ``matching``; frozen parameters have no optimiser state and are not decayed.
-    Raises: ValueError for an unknown name, and at ``init`` for a pattern that matches nothing.
+    Raises: ValueError for an unknown name or a value out of its range, and at ``init`` for a pattern that matches
+    nothing.
     """
+    if not callable(learning_rate):
+        _check(learning_rate=(learning_rate, 0 < learning_rate < math.inf, "above 0 and finite"))
+    _check(
+        momentum=(momentum, 0 <= momentum < 1, "at least 0 and below 1"),
+        b2=(b2, 0 <= b2 < 1, "at least 0 and below 1"),
+        weight_decay=(weight_decay, 0 <= weight_decay < math.inf, "at least 0 and finite"),
+        clip_norm=(clip_norm, clip_norm is None or 0 < clip_norm < math.inf, "above 0 and finite"),
+    )
 
     def decayed(params: Any) -> Any:
         return jax.tree.map(lambda leaf: decay_all or leaf.ndim > 1, params)
