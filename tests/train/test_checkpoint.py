@@ -1,11 +1,14 @@
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from jaxvision.train.checkpoint import Checkpointer, load_variables
@@ -118,6 +121,157 @@ def test_killed_during_a_save(tmp_path):
     assert restored.step in (newest, newest + 1)
     assert restored.iterator_state == {"position": restored.step}
     assert_same(restored.state, random_state(restored.step % 7))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Two checkpoints of a run, and one as its best."""
+    folder = tmp_path_factory.mktemp("saved")
+    checkpointer = Checkpointer(folder)
+    for step in (1, 2):
+        checkpointer.save(step, random_state(step), {"position": step}, CONFIG)
+    checkpointer.save(1, random_state(1), None, CONFIG, best=True)
+    checkpointer.close()
+    return folder
+
+
+def test_one_flipped_bit_anywhere_is_noticed(tmp_path, saved, caplog):
+    """In every file of the newest checkpoint, at 3 places each; also by what evaluates and predicts."""
+    rng = np.random.default_rng(0)
+    files = [path.relative_to(saved) for path in sorted((saved / "last" / "2").rglob("*")) if path.is_file()]
+    kinds = {path.name for path in files}
+    assert {"metadata", "_METADATA", "manifest.ocdbt", "checksums.json"} < kinds and len(files) > 10
+    for name in files:
+        for place in rng.integers(0, (saved / name).stat().st_size, 3):
+            folder = tmp_path / "run"
+            shutil.copytree(saved, folder)
+            damaged = bytearray((folder / name).read_bytes())
+            damaged[place] ^= 1 << rng.integers(0, 8)
+            (folder / name).write_bytes(damaged)
+            caplog.clear()
+            assert_same(load_variables(folder, which="last")[0], state_variables(random_state(1)))
+            assert [f"damaged: {folder}/last/2 (" in line for line in caplog.messages] == [True], (name, place)
+            restored = Checkpointer(folder).restore(random_state())
+            assert restored.step == 1 and restored.iterator_state == {"position": 1}
+            assert (folder / "last" / "2.damaged").is_dir()
+            shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("remains", ["nothing", "half", "zeros"])
+def test_a_missing_or_torn_file_is_noticed(tmp_path, saved, remains, caplog, capfd):
+    for path in sorted((saved / "last" / "2").rglob("*")):
+        if not path.is_file() or path.stat().st_size < 2:
+            continue
+        shutil.copytree(saved, tmp_path / "run")
+        victim = tmp_path / "run" / path.relative_to(saved)
+        content = victim.read_bytes()
+        victim.unlink()
+        if remains != "nothing":
+            victim.write_bytes(content[: len(content) // 2] if remains == "half" else bytes(len(content)))
+        assert Checkpointer(tmp_path / "run").restore(random_state()).step == 1
+        shutil.rmtree(tmp_path / "run")
+    assert all(line.count("\n") == 0 for line in caplog.messages)
+    assert capfd.readouterr() == ("", "")  # no traceback of Orbax or TensorStore
+
+
+def test_no_intact_checkpoint_is_an_error_that_names_them_all(tmp_path, saved):
+    shutil.copytree(saved, tmp_path / "run")
+    for step in ("last/1", "last/2", "best/1"):
+        (tmp_path / "run" / step / "meta" / "metadata").write_text("{}")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(OSError) as caught:
+        Checkpointer(tmp_path / "run").restore(random_state())
+    for word in ("last/1 (meta/metadata has 2 bytes instead of", "last/2", "Nothing was changed", "run/best"):
+        assert word in str(caught.value)
+    assert "remove" not in str(caught.value) and "delete" not in str(caught.value)
+    for which in ("best", "last"):
+        with pytest.raises(OSError, match=f"no checkpoint in {tmp_path}/run/{which} is intact"):
+            load_variables(tmp_path / "run", which=which)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_files_of_another_step_are_noticed(tmp_path, saved, caplog):
+    shutil.copytree(saved, tmp_path / "run")
+    last = tmp_path / "run" / "last"
+    (last / "2").rename(last / "7")
+    assert Checkpointer(tmp_path / "run").restore(random_state()).step == 1
+    assert f"{last}/7 (it is the checkpoint of step 2); going back to {last}/1" in caplog.text
+
+
+def test_checkpoints_without_checksums_load_and_say_so(tmp_path, caplog):
+    """As versions before them wrote them, through Orbax's manager."""
+    state = random_state(4)
+    leaves = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state._replace(key=jax.random.key_data(state.key)))
+        if leaf.size
+    }
+    meta = {"iterator": {"position": 4}, "config": CONFIG, "metrics": {}, "keys": {"key": "threefry2x32"}}
+    (tmp_path / "last").mkdir()
+    with ocp.CheckpointManager(tmp_path / "last") as manager:
+        args = ocp.args.Composite(state=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(meta))
+        manager.save(4, args=args)
+    checkpointer = Checkpointer(tmp_path)
+    restored = checkpointer.restore(state)
+    assert_same(restored.state, state)
+    assert restored[1:] == ({"position": 4}, CONFIG, 4, {})
+    assert caplog.messages == [f"{tmp_path}/last/4 was written before checkpoints had checksums: read as it is"]
+    checkpointer.save(5, random_state(5), None, CONFIG)
+    assert checkpointer.restore(state).step == 5 and len(caplog.messages) == 1
+
+
+def test_leftovers_of_a_killed_process_go_with_the_next_save(tmp_path):
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.save(1, random_state(1), None, CONFIG)
+    for name in ("2.writing", "2.writing.orbax-checkpoint-tmp", "3.orbax-checkpoint-tmp-7", "0.deleting"):
+        (tmp_path / "last" / name).mkdir()
+    (tmp_path / "last" / "0.damaged").mkdir()
+    checkpointer = Checkpointer(tmp_path)
+    assert checkpointer.restore(random_state()).step == 1 and len(list((tmp_path / "last").iterdir())) == 6
+    checkpointer.save(2, random_state(2), None, CONFIG)
+    assert sorted(path.name for path in (tmp_path / "last").iterdir()) == ["0.damaged", "1", "2"]
+
+
+FULL = (
+    OSError(errno.ENOSPC, "No space left on device"),
+    OSError(errno.EDQUOT, "Disk quota exceeded"),
+    ValueError('RESOURCE_EXHAUSTED: Failed writing: "/x": Failed to write 9 bytes to file 8: No space left on device'),
+)
+
+
+@pytest.mark.parametrize("error", FULL, ids=["disk", "quota", "tensorstore"])
+def test_a_full_disk_is_one_message(tmp_path, monkeypatch, error):
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.save(1, random_state(1), None, CONFIG)
+
+    def fill(path, *args, **options):
+        path.mkdir()
+        raise error
+
+    monkeypatch.setattr(checkpointer._orbax, "save", fill)
+    with pytest.raises(OSError, match=r"last/2: no space left; up to 0.0 MB wanted, [\d,.]+ MB free. .*last/1;"):
+        checkpointer.save(2, random_state(2), None, CONFIG)
+    assert [path.name for path in (tmp_path / "last").iterdir()] == ["1"]
+    monkeypatch.undo()
+    checkpointer.save(2, random_state(2), None, CONFIG)
+    assert checkpointer.restore(random_state()).step == 2
+
+
+def test_evaluations_are_of_one_checkpoint(tmp_path):
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.save(1, random_state(1), None, CONFIG)
+    assert checkpointer.read_evaluation(1) is None
+    checkpointer.write_evaluation(1, {"best": 0.5})
+    assert checkpointer.read_evaluation(1) == {"best": 0.5} and checkpointer.read_evaluation(2) is None
+    again = Checkpointer(tmp_path)
+    again.restore(random_state())
+    assert again.read_evaluation(1) == {"best": 0.5}
+    text = (tmp_path / "evaluation.json").read_text()
+    (tmp_path / "evaluation.json").write_text(text.replace("0.5", "0.6"))
+    assert again.read_evaluation(1) is None
+    (tmp_path / "evaluation.json").write_text(text)
+    again.save(1, random_state(1), None, CONFIG)  # another one of the same step
+    assert again.read_evaluation(1) is None
 
 
 def test_another_model_is_refused_by_name(tmp_path):
