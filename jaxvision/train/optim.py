@@ -31,6 +31,7 @@ def schedule(
     _check(milestones=(milestones, rising, "steps above 0, each later than the one before"))
     if not 0 <= warmup_steps < total_steps:
         raise ValueError(f"warmup_steps={warmup_steps} must be at least 0 and below total_steps={total_steps}")
+    _check(milestones=(milestones, min(milestones, default=math.inf) > warmup_steps, f"beyond {warmup_steps=}"))
     if name == "constant":
         after = optax.constant_schedule(learning_rate)
     elif name == "cosine":
@@ -58,7 +59,8 @@ def matching(params: Any, patterns: tuple[str, ...]) -> Any:
     """A tree of bools: which parameters have a path (``backbone/layer1_0/conv1/kernel``) that a regular expression
     of ``patterns`` matches from its start.
 
-    Raises: ValueError for a pattern that matches nothing, listing the first level of names.
+    Raises: ValueError for a pattern that is no regular expression, or matches nothing, listing the first level of
+    names.
     """
 
     def path_of(path: tuple) -> str:
@@ -66,7 +68,11 @@ def matching(params: Any, patterns: tuple[str, ...]) -> Any:
 
     paths = [path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     for pattern in patterns:
-        if not any(re.match(pattern, path) for path in paths):
+        try:
+            expression = re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+        if not any(expression.match(path) for path in paths):
             names = sorted({path.split("/")[0] for path in paths})
             raise ValueError(f"{pattern!r} matches no parameter; paths begin with {', '.join(names)}")
     return jax.tree_util.tree_map_with_path(
@@ -102,6 +108,7 @@ def optimizer(
         momentum=(momentum, 0 <= momentum < 1, "at least 0 and below 1"),
         b2=(b2, 0 <= b2 < 1, "at least 0 and below 1"),
         weight_decay=(weight_decay, 0 <= weight_decay < math.inf, "at least 0 and finite"),
+        nesterov=(nesterov, not nesterov or momentum > 0, "False where momentum is 0"),
         clip_norm=(clip_norm, clip_norm is None or 0 < clip_norm < math.inf, "above 0 and finite"),
     )
 
