@@ -69,7 +69,7 @@ def annotated(config: Config) -> tuple[Any, Any]:
                 data.VocDetection(voc.devkit, voc.train, decode_at_least=smaller, **options),
                 data.VocDetection(voc.devkit, voc.val, **options),
             )
-    raise ValueError(f"{config.model} is a detector, but {type(config.data).__name__} has no boxes")
+    raise ValueError(f"--data: {config.model} is a detector, but {type(config.data).__name__} has no boxes")
 
 
 def has_masks(config: Config) -> bool:
@@ -151,7 +151,13 @@ def evaluator(
         if not sum(weights):
             raise ValueError("none of the validation images could be read; see the log for the reasons")
         figures = {f"val_{name}": float(np.average([one[name] for one in terms], weights=weights)) for name in terms[0]}
-        return figures | precision(model, part, results)
+        truth = part.ground_truth()
+        if not truth["annotations"] and (part is source or not source.ground_truth()["annotations"]):
+            raise ValueError(
+                f"none of the {len(source)} validation images has an annotation: there is nothing to evaluate. Some "
+                "sets keep those of their test split to themselves; name another in data.val_split"
+            )
+        return figures | precision(model, truth, results)
 
     return run
 
@@ -166,14 +172,8 @@ def without_gaps(batch: dict[str, Any], devices: int) -> dict[str, Any]:
     return {**replaced, "valid": batch["valid"]}
 
 
-def precision(model: nn.Module, source: Any, results: list[dict[str, Any]]) -> dict[str, float]:
-    """COCO's figures of results on a source."""
-    truth = source.ground_truth()
-    if not truth["annotations"]:
-        raise ValueError(
-            f"none of the {len(source)} validation images has an annotation: there is nothing to evaluate. Some sets "
-            "keep those of their test split to themselves; name another in data.val_split"
-        )
+def precision(model: nn.Module, truth: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, float]:
+    """COCO's figures; NaN where there is no truth."""
     kinds = ["bbox"] + (["segm"] if getattr(model, "mask_head", None) is not None else [])
     figures = {}
     for kind in kinds:
