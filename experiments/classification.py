@@ -38,7 +38,7 @@ def sources(config: Config) -> tuple[Any, Any]:
                 data.ImageFolder(train, on_error=on_error, decode_at_least=smaller),
                 data.ImageFolder(val, on_error=on_error),
             )
-    raise ValueError(f"{config.model} is a classifier, but {type(config.data).__name__} is for detectors")
+    raise ValueError(f"--data: {config.model} is a classifier, but {type(config.data).__name__} is for detectors")
 
 
 def rows(config: Config) -> data.ClassificationRows:

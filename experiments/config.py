@@ -231,9 +231,9 @@ class Config(Checked):
     """A name from jaxvision.list_models()."""
     model_options: dict[str, int | float | bool | str | tuple[float, ...]] = dataclasses.field(default_factory=dict)
     """Keyword arguments of the model's factory; those of a config go with its own model."""
-    weights: str | None = None
+    weights: Name | None = None
     """Weights to start from: the name of a record or a file; layers of another class count start afresh."""
-    backbone_weights: str | None = None
+    backbone_weights: Name | None = None
     """Weights of a detector's backbone alone, such as "resnet50/IMAGENET1K_V2"."""
     mean: tuple[Finite, Finite, Finite] = (0.485, 0.456, 0.406)
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
@@ -303,10 +303,26 @@ class Config(Checked):
         except (TypeError, ValueError) as error:
             yield f"--model-options: {error}"
             return
+        yield from self._faults_of_weights(model)
         wanted = self.selective_search.option("max_regions")
         if task == "detection" and bool(self.selective_search.max_regions) != takes_regions(model):
             needs = "is given its regions: say how many" if takes_regions(model) else "proposes its own: leave it at 0"
             yield f"{wanted} is {self.selective_search.max_regions}, but {self.model} {needs}"
+
+    def _faults_of_weights(self, model: Any) -> Iterator[str]:
+        """Names of records that there are not; nothing is read or downloaded."""
+        if self.weights is not None and not is_file(self.weights):
+            try:
+                jv.get_record(self.model, self.weights)
+            except ValueError as error:
+                yield f"--weights: {error}"
+        if self.backbone_weights is not None:
+            try:
+                jv.get_record(*self.backbone_weights.split("/", 1))
+            except ValueError as error:
+                yield f"--backbone-weights: {error}"
+            if not hasattr(model, "backbone"):
+                yield f"--backbone-weights is {self.backbone_weights}, but {self.model} has no backbone"
 
     def _faults_of(self, task: str) -> Iterator[str]:
         """Options that another task has."""
@@ -320,6 +336,11 @@ class Config(Checked):
                 yield f"{option} is {value}, but is for classifiers, and {self.model} is for {task}"
         if self.eval_crop != 1:
             yield f"--eval-crop is {self.eval_crop}, but is for classifiers, and {self.model} is for {task}"
+
+
+def is_file(weights: str) -> bool:
+    """Whether a file of weights is named, and not a record of published ones."""
+    return Path(weights).suffix != "" or Path(weights).exists()
 
 
 def takes_regions(model: Any) -> bool:

@@ -22,7 +22,7 @@ import jaxvision as jv
 from experiments import classification
 from experiments.classes import read_classes
 from experiments.command import USER_ERRORS, Checked, Count, Name, Share, message, parse, script
-from experiments.config import use_compilation_cache
+from experiments.config import is_file, use_compilation_cache
 from experiments.evaluate import load_run
 from experiments.reading import Preprocessing
 from experiments.tasks import Prediction, task_of
@@ -104,9 +104,9 @@ def published(options: Options, names: tuple[str, ...] | None):
             f"--model {options.model} has no published weights, which say how to prepare images: use --run"
         )
     weights = options.weights or OFFLINE.get(options.model, "DEFAULT")
-    is_file = weights not in (*records, "DEFAULT") and (Path(weights).suffix != "" or Path(weights).exists())
-    record = jv.get_record(options.model, "DEFAULT" if is_file else weights)
-    if not is_file:
+    own = weights not in (*records, "DEFAULT") and is_file(weights)
+    record = jv.get_record(options.model, "DEFAULT" if own else weights)
+    if not own:
         model = jv.get_model(options.model, **record.model_options)
         return model, jv.load_weights(model, record), record.categories, record.preprocessing
     categories = names or record.categories

@@ -21,8 +21,9 @@ from PIL import Image
 
 import jaxvision as jv
 from experiments.allocator import keep_freed_memory
+from experiments.classes import check_same_classes
 from experiments.command import script
-from experiments.config import Config, Distributed, parse, to_json, use_compilation_cache
+from experiments.config import Config, Distributed, is_file, parse, to_json, use_compilation_cache
 from experiments.reading import Preprocessing, train_batches
 from experiments.tasks import task_of
 from jaxvision import train
@@ -52,6 +53,7 @@ def _run(config: Config) -> dict[str, float]:
     first_host = jax.process_index() == 0
     task = task_of(config.model)
     train_source, val_source = task.sources(config)
+    check_same_classes(train_source, val_source)
     checkpointer = train.Checkpointer(config.output / "checkpoints")  # early: it fails where it cannot write
     categories = train_source.categories
     if first_host:
@@ -165,7 +167,7 @@ def find_weights(config: Config) -> WeightsRecord | Path | None:
     """The record or the file that the config names."""
     if config.weights is None:
         return None
-    return Path(config.weights) if Path(config.weights).suffix else jv.get_record(config.model, config.weights)
+    return Path(config.weights) if is_file(config.weights) else jv.get_record(config.model, config.weights)
 
 
 def initial_variables(
