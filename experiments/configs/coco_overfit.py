@@ -2,7 +2,7 @@
 
     python experiments/train.py coco_overfit --data.train-images DIR --data.train-annotations FILE.json
 
-Twenty images on two CPU cores; the figures to reach are in the README.
+The first twenty images (--data.limit) on two CPU cores; the figures to reach are in the README.
 """
 
 from pathlib import Path
