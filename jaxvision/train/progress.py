@@ -6,9 +6,11 @@ from collections.abc import Mapping
 
 __all__ = ["Progress"]
 
+SHORT = {"learning_rate": "lr", "images_per_second": "img/s", "data_seconds": "data s"}
+
 
 class Progress:
-    """A tqdm bar with messages above it if standard error is a terminal; plain lines on standard output otherwise.
+    """A line of tqdm, with messages above, if standard error is a terminal; plain lines on standard output otherwise.
     ``quiet`` says nothing: for all hosts but the first."""
 
     def __init__(self, *, start: int, total: int, quiet: bool = False):
@@ -17,7 +19,9 @@ class Progress:
         if sys.stderr.isatty() and not quiet:
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, initial=start, dynamic_ncols=True, unit="step")
+            # Without a bar: the metrics have its room, and what does not fit is cut off.
+            line = "{percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+            self._bar = tqdm(total=total, initial=start, dynamic_ncols=True, bar_format=line)
 
     def advance(self) -> None:
         if self._bar is not None:
@@ -25,7 +29,7 @@ class Progress:
 
     def report(self, step: int, values: Mapping[str, float]) -> None:
         """The metrics of a step, with the time that is left. What a narrow terminal cuts off comes last."""
-        text = "  ".join(f"{name} {_short(values[name])}" for name in sorted(values, key=_rank))
+        text = "  ".join(f"{SHORT.get(name, name)} {_short(values[name])}" for name in sorted(values, key=_rank))
         if self._bar is not None:
             self._bar.set_postfix_str(text)
         elif not self._quiet:
@@ -48,10 +52,10 @@ class Progress:
 
 
 def _rank(name: str) -> tuple[int, str]:
-    """The loss, its terms, the rate and the speed; then the norms, and the rest of what does not measure success."""
+    """The loss, the rate and the speed; the terms of the loss; the norms, and what does not measure success."""
     if name.endswith("_norm"):
         return 4, name
-    return {"loss": 0, "learning_rate": 2, "images_per_second": 3, "data_seconds": 5}.get(name, 1), name
+    return {"loss": 0, "learning_rate": 1, "images_per_second": 2, "data_seconds": 5}.get(name, 3), name
 
 
 def _short(value: float) -> str:

@@ -89,7 +89,7 @@ def test_metrics_are_means_over_the_interval(tmp_path, capsys):
         np.testing.assert_allclose([line[name] for line in both], means, rtol=1e-6)
     assert both[1]["images_per_second"] > 0 and both[1]["data_seconds"] >= 0
     out = capsys.readouterr().out
-    assert "compiled in" in out and "step 4/4  eta 0:00:00" in out
+    assert "compiled in" in out and "step 4/4  eta 0:00:00  loss " in out
 
 
 def test_first_non_finite_loss_stops_the_run(tmp_path):

@@ -22,7 +22,7 @@ def test_plain_lines(capsys):
 
 
 @pytest.mark.parametrize("quiet", [False, True])
-def test_bar_on_a_terminal(monkeypatch, capsys, quiet):
+def test_line_on_a_terminal(monkeypatch, capsys, quiet):
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     progress = Progress(start=1, total=2, quiet=quiet)
@@ -40,7 +40,7 @@ METRICS = {
     "loss": 0.123456, "loss_box_reg": 0.123456, "loss_classifier": 0.0123456, "parameter_norm": 123.4567,
     "update_norm": 0.00123456,
 }  # fmt: skip
-ORDER = ["loss", "loss_box_reg", "loss_classifier", "learning_rate", "images_per_second", "gradient_norm"]
+ORDER = ["loss", "lr", "img/s", "loss_box_reg", "loss_classifier", "gradient_norm", "parameter_norm", "update_norm"]
 
 
 def test_the_loss_comes_first(capsys):
@@ -48,8 +48,8 @@ def test_the_loss_comes_first(capsys):
     progress.report(100, METRICS)
     line = capsys.readouterr().out
     names = [part.split()[0] for part in line.split("  ")[2:]]
-    assert names == [*ORDER, "parameter_norm", "update_norm", "data_seconds"]
-    assert "loss 0.1235" in line[:80]
+    assert names == [*ORDER, "data"]
+    assert "loss 0.1235  lr 0.01235  img/s 1235" in line[:80]
 
 
 def test_a_terminal_of_80_columns_shows_the_loss(monkeypatch):
@@ -61,4 +61,4 @@ def test_a_terminal_of_80_columns_shows_the_loss(monkeypatch):
     progress.report(45_001, METRICS)
     progress.close()
     shown = [line for line in terminal.getvalue().split("\r") if "loss" in line]
-    assert shown and all(len(line.strip()) <= 80 and "loss 0.1235" in line for line in shown)
+    assert shown and all(len(line.strip()) <= 80 and "loss 0.1235  lr 0.01235" in line for line in shown)
