@@ -27,21 +27,22 @@ from experiments import benchmark_profile
 from experiments.allocator import keep_freed_memory
 from experiments.benchmark_cases import Case, classifier_cases, model_cases, op_cases
 from experiments.benchmark_detectors import BIAS, detection_cases, time_by_objects
+from experiments.command import Checked, Count, Name, Number, parse, script
 
 HERE = Path(__file__).resolve().parent
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(Checked):
     torch_python: Path | None = None
     """An interpreter that has torch and torchvision. Without it, jaxvision is timed alone."""
-    repeats: int = 10
+    repeats: Count = 10
     """Timed calls of each library in each case."""
-    threads: int = os.cpu_count() or 1
+    threads: Count = os.cpu_count() or 1
     """Threads of each library; jax is held to so many cores."""
     only: str = ""
     """Run the cases whose name contains this."""
-    profile: int = 0
+    profile: Number = 0
     """Also list the so many costliest instructions of each of our programs."""
 
 
@@ -63,18 +64,18 @@ class Classification(Options):
     matrices, measured after each case. Memory is what XLA's program says it needs, arguments included.
     """
 
-    models: tuple[str, ...] = (
+    models: tuple[Name, ...] = (
         *("resnet50", "resnext50_32x4d", "vgg16", "mobilenet_v2", "densenet121", "shufflenet_v2_x1_0"),
         "squeezenet1_1",
     )
-    batches: tuple[int, ...] = (1, 8)
+    batches: tuple[Count, ...] = (1, 8)
 
 
 @dataclasses.dataclass(frozen=True)
 class Detection(Options):
     """Detectors at 480 x 640, one image: inference, a training step, and inference by the number of objects in view."""
 
-    objects: tuple[int, ...] = (0, 10, 1000)
+    objects: tuple[Number, ...] = (0, 10, 1000)
     """Wished numbers of objects; there are as many as the detector has room for."""
 
 
@@ -83,10 +84,10 @@ class Data(Options):
     """Reading: images a second and core beside torchvision's DataLoader, on the same files; bytes that an image sends
     to the devices; start-up and memory of a set of COCO's size."""
 
-    repeats: int = 5
-    workers: int = 2
+    repeats: Count = 5
+    workers: Number = 2
     """Threads of ours, worker processes of torch."""
-    worker_processes: int = 0
+    worker_processes: Number = 0
     """Worker processes of ours, each with so many threads."""
     coco_sized: bool = True
     """Also start on made-up annotations of 118,000 images and 860,000 objects, which takes two minutes."""
@@ -242,10 +243,9 @@ Command = (
 )
 
 
+@script
 def main() -> None:
-    options = tyro.cli(Command, description=__doc__)
-    if options.repeats < 1 or options.threads < 1:
-        sys.exit("--repeats and --threads must be at least 1")
+    options = parse(Command, description=__doc__)
     if hasattr(os, "sched_setaffinity"):  # XLA takes as many threads as it has cores, counted when jax is imported
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
