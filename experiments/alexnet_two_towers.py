@@ -23,6 +23,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 import jaxvision as jv
+from experiments.command import script
 from jaxvision import ops
 from jaxvision.models.alexnet import RESPONSE_NORM, AlexNet2012, flatten
 from jaxvision.ops.convolution import conv
@@ -112,6 +113,7 @@ def differences(model: AlexNet2012, params, images: jax.Array, devices) -> dict[
     return {name: float(np.abs(one[name] - two[name]).max() / np.abs(one[name]).max()) for name in one}
 
 
+@script
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     if jax.config.jax_num_cpu_devices < 2:  # where there is no accelerator, two virtual devices

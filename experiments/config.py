@@ -198,6 +198,13 @@ class Optimizer(Checked, prefix="--optimizer."):
     def faults(self) -> Iterator[str]:
         if self.schedule == "step" and not self.milestones:
             yield f"{self.option('milestones')} is empty, but the step schedule falls at nothing else"
+        if self.milestones and self.schedule != "step":
+            yield f"{self.option('milestones')} is {shown(self.milestones)}, but is for --optimizer.schedule step"
+        if self.milestones and self.milestones[0] <= self.warmup_steps:
+            yield (
+                f"{self.option('milestones')} is {shown(self.milestones)}, and must be above "
+                f"{self.option('warmup_steps')}, which is {self.warmup_steps}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -329,6 +336,8 @@ class Config(Checked):
         if task == "classification":
             if len(self.image_size) > 1:
                 yield f"--image-size is {shown(self.image_size)}, but a classifier ({self.model}) takes one shape"
+            if self.resize is not None:
+                yield f"--resize is {shown(self.resize)}, but is for detectors, and {self.model} is a classifier"
             return
         mixes = {self.augmentation.option(name): getattr(self.augmentation, name) for name in ("mixup", "cutmix")}
         for option, value in {**mixes, "--label-smoothing": self.label_smoothing}.items():

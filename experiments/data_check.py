@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a scri
 from tqdm import tqdm
 
 from experiments import detection
+from experiments.classes import check_same_classes
 from experiments.command import script
 from experiments.config import parse
 from experiments.tasks import task_of
@@ -41,13 +42,14 @@ def main() -> None:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, on_error="skip"))
     task = task_of(config.model)
     sources = detection.annotated if task is detection else task.sources  # without selective search
-    wrong = 0
-    for part, source in zip(("training", "validation"), sources(config)):
+    parts, wrong = dict(zip(("training", "validation"), sources(config))), 0
+    for part, source in parts.items():
         problems, classes, empty = check(source)
         wrong += len(problems)
         print(f"{part}: {len(source)} images, {empty} of them without objects, {len(problems)} problems")
         print("\n".join(f"  - {problem}" for problem in problems), end="\n" if problems else "")
         print("  " + ", ".join(f"{name} {classes[name]}" for name in source.categories))
+    check_same_classes(*parts.values())
     sys.exit(1 if wrong else 0)
 
 

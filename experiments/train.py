@@ -50,6 +50,8 @@ def run(config: Config) -> dict[str, float]:
 def _run(config: Config) -> dict[str, float]:
     if config.batch_size % jax.process_count():
         raise ValueError(f"batch_size={config.batch_size} is no multiple of the {jax.process_count()} processes")
+    if (config.devices or 0) > jax.device_count():
+        raise ValueError(f"--devices is {config.devices}, but there are only {jax.device_count()} devices here")
     first_host = jax.process_index() == 0
     task = task_of(config.model)
     train_source, val_source = task.sources(config)
