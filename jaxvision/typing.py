@@ -7,9 +7,10 @@ carry a suffix (``_cxcywh``). Images are NHWC. Labels are contiguous ``0 ... K-1
 
 Masks of the ground truth lie on a grid that spans a frame of their own: row i of an m x m mask whose frame reaches from
 ``top`` to ``bottom`` covers ``[top + i * h / m, top + (i + 1) * h / m]`` with ``h = bottom - top``, columns likewise,
-and each cell holds the share of it that the object covers. The frame is the object's box as the data set has it; it
-moves with the image and is never clipped, so it may reach beyond a cropped image, where the box does not. Without
-frames a mask is a plane, and spans the padded input.
+and each cell holds the share of it that the object covers. The frame is the object's box as the data set has it, on
+whole pixels, somewhat longer where that gives each pixel a whole number of cells; it moves with the image and is never
+clipped, so it may reach beyond the image, where the box does not. Without frames a mask is a plane, and spans the
+padded input.
 """
 
 from collections.abc import Mapping
@@ -21,8 +22,23 @@ from jaxtyping import Bool, Float, Int, Key, UInt8
 
 Array = jax.Array | np.ndarray
 Variables = Mapping[str, Any]  # Flax variables: {"params": ..., "batch_stats": ...}
+Features = dict[str, Float[Array, "b _ _ _"]]  # maps by name
+Classified = tuple[Float[Array, "b k"], Features]  # a classifier's logits, or its last map pooled, and its maps
 
-__all__ = ["Array", "Bool", "Detections", "Float", "Int", "Key", "Regions", "Targets", "UInt8", "Variables"]
+__all__ = [
+    "Array",
+    "Bool",
+    "Classified",
+    "Detections",
+    "Features",
+    "Float",
+    "Int",
+    "Key",
+    "Regions",
+    "Targets",
+    "UInt8",
+    "Variables",
+]
 
 
 class Targets(NamedTuple):

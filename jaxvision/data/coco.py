@@ -14,7 +14,7 @@ import numpy as np
 from pycocotools import mask as rle
 
 from jaxvision.data.images import OnError, Problems
-from jaxvision.data.masks import coverage, run_lengths
+from jaxvision.data.masks import coverage, frames_of, run_lengths
 from jaxvision.data.source import Example
 from jaxvision.data.transforms import scale_boxes, scale_points
 
@@ -194,9 +194,10 @@ class CocoDetection:
             example["masks"] = np.array(masks, bool).reshape(-1, height, width)
         elif self.with_masks:
             runs = (run_lengths(objects.code(number, record.size)["counts"]) for number in range(own.start, own.stop))
-            grids = [coverage(r, record.size, box, side=self.mask_side) for r, box in zip(runs, boxes)]
+            frames = frames_of(boxes, self.mask_side)
+            grids = [coverage(r, record.size, frame, side=self.mask_side) for r, frame in zip(runs, frames)]
             example["masks"] = np.array(grids, np.uint8).reshape(-1, self.mask_side, self.mask_side)
-            example["mask_boxes"] = example["boxes"]
+            example["mask_boxes"] = scale_boxes(frames, factor)
         if self.num_keypoints:
             points = objects.keypoints[own].reshape(-1, self.num_keypoints, 3)
             example["keypoints"] = scale_points(points, factor)

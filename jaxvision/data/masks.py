@@ -5,7 +5,7 @@ import numpy as np
 from jaxvision.data.source import Example
 from jaxvision.typing import Bool, Float, Int, UInt8
 
-__all__ = ["coverage", "on_boxes", "run_lengths", "runs_of"]
+__all__ = ["coverage", "frames_of", "on_boxes", "run_lengths", "runs_of"]
 
 
 def coverage(
@@ -14,26 +14,39 @@ def coverage(
     """The share of each cell of a ``side`` x ``side`` grid over ``box`` that the mask covers, 0 ... 255.
 
     runs: lengths of the runs of zeros and ones in turn, zeros first, down the columns of a mask of ``size`` = (height,
-    width). box: xyxy in pixels, inside the mask. Exact up to the rounding: a pixel that lies in two cells counts in
-    each by its part. A box without area gives zeros.
+    width). box: xyxy in pixels; beyond the mask there is nothing. Exact up to the rounding: a pixel that lies in two
+    cells counts in each by its part. A box without area gives zeros.
     """
     left, top, right, bottom = np.asarray(box, np.float64).tolist()
-    if right <= left or bottom <= top:
+    if right <= left or bottom <= top or right <= 0 or left >= size[1]:
         return np.zeros((side, side), np.uint8)
     # The number of ones before each place is linear between the ends of the runs, inside pixels too.
     ends = np.concatenate([[0], np.cumsum(runs)])
     ones = np.concatenate([[0], np.cumsum(np.where(np.arange(len(runs)) % 2, runs, 0))])
-    first, last = int(np.floor(left)), int(np.ceil(right))
-    rows = np.linspace(top, bottom, side + 1)
+    height, width = size
+    first, last = (int(x) for x in np.clip((np.floor(left), np.ceil(right)), 0, width))
+    rows = np.linspace(top, bottom, side + 1).clip(0, height)
     columns = np.arange(first, last)
-    before = np.interp((columns[:, None] * size[0] + rows).ravel(), ends, ones).reshape(-1, side + 1)
+    before = np.interp((columns[:, None] * height + rows).ravel(), ends, ones).reshape(-1, side + 1)
     in_columns = np.diff(before, axis=1)  # ones of each column between two rows of the grid's lines
     before = np.concatenate([np.zeros((1, side)), np.cumsum(in_columns, axis=0)])
-    places = np.linspace(left, right, side + 1) - first
+    places = (np.linspace(left, right, side + 1) - first).clip(0, last - first)
     whole = np.minimum(places.astype(int), last - first - 1)
     before = before[whole] + (places - whole)[:, None] * in_columns[whole]
     cells = np.diff(before, axis=0).T * (side * side / ((right - left) * (bottom - top)))
     return np.round(255 * np.clip(cells, 0, 1)).astype(np.uint8)
+
+
+def frames_of(boxes: Float[np.ndarray, "n 4"], side: int) -> Float[np.ndarray, "n 4"]:
+    """The frames of the grids of objects with these boxes, xyxy in pixels.
+
+    A frame begins where the box's first pixel does and reaches to where its last one ends, or beyond: of an object of
+    at most ``side`` pixels so far that each pixel has a whole number of cells, and its grid loses nothing.
+    """
+    low = np.floor(boxes[:, :2])
+    extent = np.maximum(np.ceil(boxes[:, 2:]) - low, 1)
+    length = np.where(extent <= side, side / np.maximum(side // extent, 1), extent)
+    return np.concatenate([low, low + length], axis=1).astype(boxes.dtype)
 
 
 def runs_of(mask: Bool[np.ndarray, "h w"]) -> Int[np.ndarray, " r"]:
@@ -70,10 +83,11 @@ def on_boxes(example: Example, side: int) -> Example:
 
     Raises: ValueError if it has grids of another side.
     """
-    masks, boxes = example["masks"], example["boxes"]
+    masks = example["masks"]
     if "mask_boxes" in example:
         if masks.shape[1] != side:
             raise ValueError(f"the source's masks have {masks.shape[1]} cells a side, but {side} were asked for")
         return example
-    grids = [coverage(runs_of(mask), mask.shape, box, side=side) for mask, box in zip(masks, boxes)]
-    return {**example, "masks": np.array(grids, np.uint8).reshape(-1, side, side), "mask_boxes": boxes}
+    frames = frames_of(example["boxes"], side)
+    grids = [coverage(runs_of(mask), mask.shape, frame, side=side) for mask, frame in zip(masks, frames)]
+    return {**example, "masks": np.array(grids, np.uint8).reshape(-1, side, side), "mask_boxes": frames}

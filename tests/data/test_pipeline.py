@@ -302,8 +302,7 @@ def test_masks_on_boxes_come_from_either_kind_of_source():
     planes = next(detection(Pictures(4), mask_side=8, transforms=shrink))["targets"]
     grids = next(detection(OnBoxes(4), mask_side=8, transforms=shrink))["targets"]
     assert same(planes, grids) and planes.masks.shape == (4, 4, 8, 8) and planes.masks.dtype == np.uint8
-    np.testing.assert_array_equal(planes.mask_boxes, planes.boxes)
-    assert planes.masks[planes.valid].all() and not planes.masks[~planes.valid].any()
+    assert planes.masks[planes.valid].any((1, 2)).all() and not planes.masks[~planes.valid].any()
     empty = next(detection(Pictures(4, missing=(0, 1, 2, 3)), mask_side=8))["targets"]
     assert not empty.valid.any() and empty.masks.shape == (4, 4, 8, 8)
     without = next(detection(OnBoxes(4), with_masks=False))["targets"]
