@@ -52,7 +52,9 @@ def with_(part, change, *, text=None, **options):
 
 
 def annotation(name, change, *words, **options):
-    return Case(f"annotation: {name}", with_("annotations", change, **options), ("instances.json", "annotation", *words))
+    return Case(
+        f"annotation: {name}", with_("annotations", change, **options), ("instances.json", "annotation", *words)
+    )
 
 
 def image(name, change, *words, **options):
