@@ -386,6 +386,9 @@ def parse(description: str, arguments: Sequence[str] | None = None) -> Config:
                 changes["model_options"] = {}
             configs[name] = text, dataclasses.replace(config, **changes)
         kinds = f"With --data KIND it takes another kind of data, and its options: {', '.join(DATA)}."
+        if arguments and arguments[0] in configs:  # whose own help it is then
+            text, config = configs[arguments[0]]
+            configs[arguments[0]] = f"{text}\n\n{kinds}", config
         text = f"{inspect.cleandoc(description)}\n\n{kinds} {ABOUT_ERRORS}"
         found = tyro.extras.overridable_config_cli(configs, description=text, args=arguments)
     return with_absolute_paths(found)

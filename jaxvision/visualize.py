@@ -125,12 +125,14 @@ def draw_detections(
 
 
 def draw_targets(image: Array, targets: Targets, *, names: Sequence[Any] | None = None, scale: int = 1) -> np.ndarray:
-    """The ground truth of one image. Masks are in the plane of the padded input, of which ``image`` may be the part
-    inside the padding."""
+    """The ground truth of one image, which may be the part of the padded input inside the padding."""
     shown = np.flatnonzero(np.asarray(targets.valid))
     boxes, labels = np.asarray(targets.boxes)[shown], np.asarray(targets.labels)[shown]
     picture = _enlarged(image, scale)
-    if targets.masks is not None:
+    if targets.masks is not None and targets.mask_boxes is not None:
+        shares, frames = np.asarray(targets.masks)[shown] / 255, np.asarray(targets.mask_boxes)[shown]
+        picture = draw_masks(picture, shares, boxes=frames * scale, labels=labels)
+    elif targets.masks is not None:
         height, width = np.shape(image)[:2]
         masks = np.asarray(targets.masks)[shown, :height, :width]
         picture = draw_masks(picture, np.repeat(np.repeat(masks, scale, 1), scale, 2), labels=labels)

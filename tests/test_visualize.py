@@ -115,6 +115,18 @@ def test_detections_and_targets():
     assert not near_color(picture, 1).any()
 
 
+def test_targets_with_masks_on_frames_look_like_those_with_planes():
+    plane = np.zeros((1, 64, 96), bool)
+    plane[0, 16:48, 20:52] = True
+    boxes, labels, valid = np.array([[20.0, 16, 52, 48]]), np.array([3]), np.array([True])
+    of_plane = draw_targets(GREY, Targets(boxes, labels, valid, masks=plane), scale=2)
+    frame = np.array([[12.0, 8, 60, 56]])
+    cells = 255 * plane[:, 8:56, 12:60].astype(np.uint8)
+    of_frame = draw_targets(GREY, Targets(boxes, labels, valid, masks=cells, mask_boxes=frame), scale=2)
+    assert changed(of_plane, np.repeat(np.repeat(GREY, 2, 0), 2, 1)).sum() > 64 * 64
+    np.testing.assert_array_equal(of_frame, of_plane)
+
+
 def test_small_pictures_are_enlarged_by_default():
     nothing = Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int), np.zeros(0, bool))
     assert draw_detections(np.zeros((128, 128, 3), np.uint8), nothing).shape == (384, 384, 3)
