@@ -1,6 +1,7 @@
 """What the README shows is so: its Python runs as written, one block after the other, and its commands exist."""
 
 import ast
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -41,6 +42,16 @@ def test_python_runs_in_order(tmp_path, monkeypatch):
     assert names["logits"].shape == (1, 1000) and names["features"]
     assert names["own"]["params"]["classifier_1"]["kernel"].shape[-1] == 7
     assert len(names["found"]) == 1 and set(names["fields"]) >= {"c2", "c5"}
+
+
+@pytest.mark.parametrize("name", config.available())
+def test_commands_of_configs_parse(name):
+    """What the text of each says to type, the further options in indented lines included."""
+    text = importlib.import_module(f"experiments.configs.{name}").__doc__
+    (command,) = re.findall(r"^ *python experiments/train.py (.*)$", text, re.M)
+    options = re.findall(r"^ +(--.*)$", text, re.M)
+    assert command.split()[0] == name
+    config.parse("", " ".join([command, *options]).split())
 
 
 @pytest.mark.parametrize("arguments", commands(), ids=" ".join)

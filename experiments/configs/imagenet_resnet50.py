@@ -3,9 +3,13 @@
     python experiments/train.py imagenet_resnet50
 
 Expects imagenet2012 prepared by TFDS as array_record; the error message names the command. torchvision publishes top-1
-76.13 for this recipe: 90 epochs, SGD, batch 256; not trained here. Of its newer recipe (IMAGENET1K_V2, 80.86) these
-parts are options: --label-smoothing 0.1 --augmentation.mixup 0.2 --augmentation.cutmix 1.0 --optimizer.schedule cosine
---optimizer.ema-decay 0.99997. Repeated augmentation, TrivialAugment and random erasing are not here.
+76.13 for this recipe: 90 epochs, SGD, batch 256; not trained here. Parts of its newer recipe (IMAGENET1K_V2, 80.86) are
+options:
+
+    --label-smoothing 0.1 --augmentation.mixup 0.2 --augmentation.cutmix 1.0
+    --optimizer.schedule cosine --optimizer.milestones --optimizer.ema-decay 0.99997
+
+Repeated augmentation, TrivialAugment and random erasing are not here.
 """
 
 from pathlib import Path

@@ -48,6 +48,8 @@ def run(module, line):
     def call(folder):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", [module.__file__, *shlex.split(line.format(folder=folder))])
+            for setting in {"use_compilation_cache", "keep_freed_memory"} & vars(module).keys():  # of the whole process
+                patch.setattr(module, setting, lambda: None)
             printed(module.main)
 
     return call
