@@ -7,6 +7,7 @@ and start it with the same command: it goes on from its last checkpoint.
 
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -152,17 +153,23 @@ def known_figures(config: Config) -> dict[str, float] | None:
 
 
 def draw(config: Config, model: nn.Module, variables: Variables, source: Any) -> None:
-    """Pictures of the predictions on the first validation images, each named by its number or id."""
+    """Pictures of the predictions on the first validation images, each named by its file, or by its id or number where
+    it comes from none."""
     task = task_of(config.model)
     preprocessing = Preprocessing(config, task.rows(config))
     predict = task.predictor(config, model, variables, preprocessing=preprocessing, categories=source.categories)
-    folder = config.output / "pictures"
+    folder, drawn = config.output / "pictures", set()
     for index in range(min(config.pictures, len(source))):
         example = source[index]
         if example is not None:
             folder.mkdir(exist_ok=True)
             picture = predict(example["image"], example).picture
-            Image.fromarray(picture).save(folder / f"{example.get('image_id', index)}.png")
+            name = Path(example["file"]).with_suffix("") if "file" in example else example.get("image_id", index)
+            path = folder / f"{str(name).replace(os.sep, '_')}.png"
+            if path in drawn:  # a.jpg and a.png
+                path = path.with_stem(f"{path.stem}_{index}")
+            drawn.add(path)
+            Image.fromarray(picture).save(path)
 
 
 def find_weights(config: Config) -> WeightsRecord | Path | None:

@@ -385,6 +385,7 @@ def test_a_run_is_evaluated_on_other_data(folders, tmp_path, monkeypatch, capsys
     shutil.copytree(folders.train, data)
     config = smoke(available()["digits"][1], Folders(data, data), tmp_path / "run")
     train.run(config)
+    assert [path.name for path in (config.output / "pictures").iterdir()] == ["cat_0.png"]
     assert called(evaluate, config.output) is None and "top1" in capsys.readouterr().out
     data.rename(tmp_path / "moved")
     told = called(evaluate, config.output)

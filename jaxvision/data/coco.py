@@ -183,6 +183,7 @@ class CocoDetection:
         factor = np.array(picture.pixels.shape[1::-1], np.float32) / np.array([width, height], np.float32)
         example: Example = {
             "image": picture.pixels,
+            "file": record.file_name,
             "size": record.size,
             "image_id": record.id,
             "boxes": scale_boxes(boxes, factor),

@@ -66,7 +66,10 @@ class ImageFolder:
     def __getitem__(self, index: SupportsIndex) -> Example | None:
         path, label = self.files[index]
         picture = self._problems.read(path, at_least=self.decode_at_least)
-        return None if picture is None else {"image": picture.pixels, "size": picture.size, "label": label}
+        if picture is None:
+            return None
+        file = f"{path.parent.name}/{path.name}"
+        return {"image": picture.pixels, "file": file, "size": picture.size, "label": label}
 
     def size(self, index: SupportsIndex) -> tuple[int, int]:
         return size_in_header(self.files[index][0])

@@ -17,6 +17,7 @@ class Example(TypedDict, total=False):
     ``image_id``, ``boxes``, ``labels`` and ``iscrowd``, and what their heads learn. ``FIELDS`` says how each moves."""
 
     image: np.ndarray  # uint8 [h, w, 3], RGB
+    file: str  # its name in the data set, where it has one
     size: tuple[int, int]  # (height, width) of the image as the data set has it; the decoded one may be smaller
     image_id: int
     label: int  # 0 ... K-1, of the whole image

@@ -92,7 +92,8 @@ class VocDetection:
             return None
         example = self._example(index)
         factor = np.array(picture.pixels.shape[1::-1], np.float32) / np.array(picture.size[::-1], np.float32)
-        return {**example, "image": picture.pixels, "boxes": scale_boxes(example["boxes"], factor)}
+        boxes, file = scale_boxes(example["boxes"], factor), self.pictures[index].name
+        return {**example, "image": picture.pixels, "file": file, "boxes": boxes}
 
     def size(self, index: SupportsIndex) -> tuple[int, int]:
         return self._objects[index]["size"]
