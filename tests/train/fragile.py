@@ -1,6 +1,6 @@
-"""A small training for test_random_moments.py to hurt: python -m tests.train.fragile FOLDER [FULL].
+"""A small training for test_random_moments.py to hurt: python -m tests.train.fragile FOLDER STEPS FULL.
 
-Where the file FULL exists, writing a checkpoint fails as on a full disk: for machines that lend no small disk."""
+While the file FULL exists, writing a checkpoint fails as on a full disk: for machines that lend no small one."""
 
 import errno
 import os
@@ -12,6 +12,7 @@ import jax
 import optax
 import orbax.checkpoint
 
+from experiments.command import script
 from jaxvision.train.checkpoint import Checkpointer
 from jaxvision.train.lock import locked
 from jaxvision.train.loop import fit
@@ -23,12 +24,11 @@ from jaxvision.train.writers import JsonlWriter, TensorBoardWriter
 from tests.train.task import Batches, Net, make_batch, make_loss_fn, make_state
 
 TX = optimizer("adamw", learning_rate=0.03)
-STEPS = 150
 
 
 class SlowBatches(Batches):
     def __next__(self):
-        time.sleep(0.01)
+        time.sleep(0.03)
         return super().__next__()
 
 
@@ -52,7 +52,7 @@ def fail_when(path):
     orbax.checkpoint.Checkpointer.save = full
 
 
-def run(folder):
+def run(folder, steps):
     step = make_train_step(value_and_grads(make_loss_fn(Net(), noise=0.1)), TX, ema_decay=0.9)
     with locked(folder):
         checkpointer = Checkpointer(folder / "checkpoints")
@@ -60,9 +60,9 @@ def run(folder):
             parallelize(step, devices=jax.devices()[:1]),
             make_state(TX, ema=True),
             SlowBatches(),
-            total_steps=STEPS,
+            total_steps=steps,
             checkpointer=checkpointer,
-            config={"steps": STEPS},
+            config={"steps": steps},
             checkpoint_every=4,
             log_every=1,
             eval_every=6,
@@ -74,11 +74,13 @@ def run(folder):
         checkpointer.close()
 
 
-if __name__ == "__main__":
-    if len(sys.argv) > 2:
-        fail_when(pathlib.Path(sys.argv[2]))
-    try:
-        run(pathlib.Path(sys.argv[1]))
-    except OSError as error:
-        sys.exit(f"error: {error}")
+@script
+def main():
+    folder, steps, full = sys.argv[1:]
+    fail_when(pathlib.Path(full))
+    run(pathlib.Path(folder), int(steps))
     print("finished")
+
+
+if __name__ == "__main__":
+    main()
