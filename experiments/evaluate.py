@@ -55,9 +55,7 @@ def main() -> None:
     try:
         source = task.sources(config)[1]
     except FileNotFoundError as error:
-        error.add_note(
-            f"If the data of {options.run} moved, say where they are: --data.val-images and so on, as --help."
-        )
+        error.add_note(f"If the data of {options.run} moved, say where they are; --help says how.")
         raise
     compare(categories, source.categories, f"the checkpoint of {options.run}", "the validation data")
     figures = task.evaluator(config, model, source)(variables, options.images)
