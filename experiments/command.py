@@ -7,12 +7,23 @@ import inspect
 import logging
 import math
 import os
+import re
+import signal
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
+
+
+def _compiles(pattern: str) -> bool:
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True
+
 
 T = TypeVar("T")
 
@@ -28,6 +39,10 @@ class Rule(NamedTuple):
     holds: Callable[[Any], bool]
 
 
+SOME = Rule("at least one", lambda value: len(value) > 0)
+ONCE = Rule("without repetition", lambda value: len(set(value)) == len(value))
+RISING = Rule("in rising order", lambda value: list(value) == sorted(value))
+Pattern = Annotated[str, Rule("a regular expression", _compiles)]
 Count = Annotated[int, Rule("at least 1", lambda value: value >= 1)]
 Number = Annotated[int, Rule("at least 0", lambda value: value >= 0)]
 Seed = Annotated[int, Rule("at least 0 and below 2**32", lambda value: 0 <= value < 2**32)]
@@ -35,6 +50,7 @@ Side = Annotated[int, Rule("between 1 and 8192 pixels", lambda value: 1 <= value
 Share = Annotated[float, Rule("between 0 and 1", lambda value: 0 <= value <= 1)]
 Below1 = Annotated[float, Rule("at least 0 and below 1", lambda value: 0 <= value < 1)]
 Inside = Annotated[float, Rule("above 0 and below 1", lambda value: 0 < value < 1)]
+Area = Annotated[float, Rule("above 0 and at most 1", lambda value: 0 < value <= 1)]
 Positive = Annotated[float, Rule("above 0 and finite", lambda value: 0 < value < math.inf)]
 NotNegative = Annotated[float, Rule("at least 0 and finite", lambda value: 0 <= value < math.inf)]
 Finite = Annotated[float, Rule("finite", math.isfinite)]
@@ -107,21 +123,27 @@ _found: list[str] | None = None  # by the rules, while options are parsed
 
 
 @contextlib.contextmanager
+def aside() -> Iterator[list[str]]:
+    """The faults of what is made inside, which are not raised."""
+    global _found
+    _found = faults = []
+    try:
+        yield faults
+    finally:
+        _found = None
+
+
+@contextlib.contextmanager
 def checked_after() -> Iterator[None]:
     """Options are parsed inside, and their faults raised together at the end: tyro would put the first of them into a
     box, under a name of its own.
 
     Raises: ValueError naming each option that breaks a rule.
     """
-    global _found
-    _found = []
-    try:
+    with aside() as faults:
         yield
-        faults = list(dict.fromkeys(_found))
-    finally:
-        _found = None
     if faults:
-        raise ValueError("\n".join(faults))
+        raise ValueError("\n".join(dict.fromkeys(faults)))
 
 
 def parse(options: type[T], *, description: str | None = None, arguments: Sequence[str] | None = None) -> T:
@@ -149,7 +171,10 @@ def script(main: Callable[[], None]) -> Callable[[], None]:
 
     @functools.wraps(main)
     def run() -> None:
-        logging.basicConfig(format="%(message)s")
+        logging.basicConfig()
+        for handler in logging.root.handlers:
+            if type(handler) is logging.StreamHandler:  # absl has set one up, as soon as Orbax is imported
+                handler.setFormatter(logging.Formatter("%(message)s"))
         arguments = [argument for argument in sys.argv if argument != "--traceback"]
         traceback, sys.argv[:] = len(arguments) < len(sys.argv), arguments
         try:
@@ -158,10 +183,13 @@ def script(main: Callable[[], None]) -> Callable[[], None]:
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(1) from None
-        except KeyboardInterrupt:
-            if traceback:
+        except (KeyboardInterrupt, SystemExit) as stop:
+            code = stop.code if isinstance(stop, SystemExit) else 130
+            if code in (130, 143):
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more would only say which part of the end it met
+            if traceback or isinstance(stop, SystemExit):
                 raise
-            raise SystemExit(130) from None
+            raise SystemExit(code) from None
         except USER_ERRORS as error:
             if traceback:
                 raise
@@ -171,8 +199,9 @@ def script(main: Callable[[], None]) -> Callable[[], None]:
 
 
 def message(error: BaseException) -> str:
-    """What an error says, without its type and number."""
+    """What an error says and our notes to it, without its type and number."""
     text = str(error)
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"
-    return "\n".join([text.strip() or type(error).__name__, *getattr(error, "__notes__", [])])
+    notes = [note for note in getattr(error, "__notes__", []) if "Grain" not in note]  # which speaks of tracebacks
+    return "\n".join([text.strip() or type(error).__name__, *notes])

@@ -19,6 +19,10 @@ import jaxvision as jv
 from experiments import configs
 from experiments.command import (
     ABOUT_ERRORS,
+    ONCE,
+    RISING,
+    SOME,
+    Area,
     Below1,
     Checked,
     Count,
@@ -27,34 +31,22 @@ from experiments.command import (
     Name,
     NotNegative,
     Number,
+    Pattern,
     Positive,
     Rule,
     Seed,
     Share,
     Side,
+    aside,
     checked_after,
     shown,
 )
 from jaxvision.data.voc import VOC_CATEGORIES
 from jaxvision.registry import model_task
 
-
-def _compiles(pattern: str) -> bool:
-    try:
-        re.compile(pattern)
-    except re.error:
-        return False
-    return True
-
-
-SOME = Rule("at least one", lambda value: len(value) > 0)
-ONCE = Rule("without repetition", lambda value: len(set(value)) == len(value))
-RISING = Rule("in rising order", lambda value: list(value) == sorted(value))
 Listing = Annotated[str, Rule('YEAR/LIST, such as "VOC2007/trainval"', re.compile(r"[^/]+/[^/]+").fullmatch)]
-Pattern = Annotated[str, Rule("a regular expression", _compiles)]
 Address = Annotated[str, Rule('host:port or "auto"', re.compile(r"auto|.+:\d{1,5}").fullmatch)]
 Enlargement = Annotated[float, Rule("above 0 and at most 10", lambda value: 0 < value <= 10)]
-Area = Annotated[float, Rule("above 0 and at most 1", lambda value: 0 < value <= 1)]
 MaskSide = Annotated[int, Rule("between 2 and 1024", lambda value: 2 <= value <= 1024)]
 
 
@@ -311,6 +303,8 @@ class Config(Checked):
             yield f"--model-options: {error}"
             return
         yield from self._faults_of_weights(model)
+        if getattr(model, "mask_head", None) is not None and isinstance(self.data, Voc | Tfds):
+            yield f"--data: {type(self.data).__name__} has no masks, which {self.model} learns; take a model of boxes"
         wanted = self.selective_search.option("max_regions")
         if task == "detection" and bool(self.selective_search.max_regions) != takes_regions(model):
             needs = "is given its regions: say how many" if takes_regions(model) else "proposes its own: leave it at 0"
@@ -378,20 +372,21 @@ def parse(description: str, arguments: Sequence[str] | None = None) -> Config:
     _, model = without(arguments, "--model")
     replaced = "--model-options" in arguments
     changed = any(argument.startswith("--model-options.") for argument in arguments)
-    with checked_after():
+    with aside():  # not all configs go with the kind of data and the model
         configs = available()
         for name, (text, config) in configs.items():
             changes = {} if kind is None else {"data": fresh(kind)}
             if replaced or not (changed or model in (None, config.model)):
                 changes["model_options"] = {}
             configs[name] = text, dataclasses.replace(config, **changes)
+    with checked_after():
         kinds = f"With --data KIND it takes another kind of data, and its options: {', '.join(DATA)}."
         if arguments and arguments[0] in configs:  # whose own help it is then
             text, config = configs[arguments[0]]
             configs[arguments[0]] = f"{text}\n\n{kinds}", config
         text = f"{inspect.cleandoc(description)}\n\n{kinds} {ABOUT_ERRORS}"
         found = tyro.extras.overridable_config_cli(configs, description=text, args=arguments)
-    return with_absolute_paths(found)
+    return dataclasses.replace(found, data=_absolute(found.data), selective_search=_absolute(found.selective_search))
 
 
 def without(arguments: Sequence[str], option: str) -> tuple[list[str], str | None]:
@@ -442,12 +437,8 @@ def to_validate(data: Any) -> Any:
     return data
 
 
-def with_absolute_paths(config: Config) -> Config:
-    """The config with absolute paths of its data, and of the user's home for ``~``."""
-    return dataclasses.replace(config, data=_absolute(config.data), selective_search=_absolute(config.selective_search))
-
-
 def _absolute(part: Any) -> Any:
+    """The dataclass with absolute paths, in the user's home for ``~``."""
     paths = {name: value for name, value in vars(part).items() if isinstance(value, Path)}
     return dataclasses.replace(part, **{name: path.expanduser().absolute() for name, path in paths.items()})
 

@@ -221,6 +221,11 @@ NAMES = (
         typed("coco_overfit --data.val-images {folder}"),
         ("--data.val-images", "--data.val-annotations"),
     ),
+    Case(
+        "masks of data that have none",
+        typed("coco_maskrcnn --data voc --data.devkit {folder}"),
+        ("--data", "Voc", "maskrcnn_resnet50_fpn"),
+    ),
     Case("no images to take", typed("coco_overfit --data.limit 0"), ("--data.limit", "0")),
     Case("a list without its year", typed("voc_ssd300 --data.train trainval"), ("--data.train", "trainval")),
     Case("no list", typed("voc_ssd300 --data.val"), ("--data.val",)),
@@ -322,6 +327,8 @@ def test_the_command_line_itself_is_sound(tmp_path):
                                          f"--data.train-annotations {coco(tmp_path)} --steps 600"))  # fmt: skip
     assert found.data.train_images == tmp_path and found.data.limit is None and found.steps == 600
     assert config.parse("", ["coco_overfit", "--model", "ssd_small"]).model_options == {}
+    line = f"coco_overfit --data voc --data.devkit {tmp_path} --model ssd_small"  # other configs have masks, and VOC none
+    assert config.parse("", line.split()).model == "ssd_small"
 
 
 def test_all_faults_are_told_at_once():
@@ -351,6 +358,7 @@ def test_one_message_without_a_traceback(error, monkeypatch):
 def test_interrupted_and_mistaken(monkeypatch):
     """Ctrl-C ends with 130; a mistake of ours keeps its traceback."""
     monkeypatch.setattr(sys, "argv", ["main.py"])
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # which would keep Ctrl-C from the tests
     for error, ends, code in ((KeyboardInterrupt, SystemExit, 130), (AssertionError, AssertionError, None)):
 
         @script
