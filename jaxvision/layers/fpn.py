@@ -11,6 +11,10 @@ from jaxvision.layers.convolution import Conv
 from jaxvision.layers.norm import BatchNorm
 from jaxvision.typing import Array, Float
 
+# Checkpoints from before torchvision 0.15, the published COCO weights among them, and the names they have now: the
+# pyramid's part of a detector's ``torch_legacy_names``.
+LEGACY_NAMES = ((r"^backbone\.fpn\.(inner|layer)_blocks\.(\d+)\.(weight|bias)$", r"backbone.fpn.\1_blocks.\2.0.\3"),)
+
 he_uniform_linear = initializers.variance_scaling(1.0, "fan_in", "uniform")
 
 

@@ -22,15 +22,16 @@ import jax.numpy as jnp
 from flax.linen import initializers
 
 from jaxvision import ops
+from jaxvision.layers.classifier import Classifier
 from jaxvision.layers.convolution import Conv, Dense
 from jaxvision.registry import register
-from jaxvision.typing import Array, Float
+from jaxvision.typing import Array, Classified, Float
 
 # Section 3.3, whose alpha = 1e-4 is not divided by the number of neighbours.
 RESPONSE_NORM = dict(size=5, alpha=5e-4, beta=0.75, k=2.0)
 
 
-class AlexNet2012(nn.Module):
+class AlexNet2012(Classifier):
     """The paper's net. Features ``c2`` (after the first ReLU) to ``c5`` (after the last pool); the outputs are logits,
     or the pooled c5 if ``num_classes=0``.
 
@@ -38,34 +39,26 @@ class AlexNet2012(nn.Module):
     """
 
     hidden: int = 4096
-    num_classes: int = 1000
-    in_channels: int = 3
-    axis_name: str | None = None  # every model takes one; nothing here depends on the rest of the batch
 
     feature_names: ClassVar[tuple[str, ...]] = ("c2", "c3", "c4", "c5")
 
     @nn.compact
-    def __call__(
-        self, images: Float[Array, "b h w c"], *, train: bool = False
-    ) -> tuple[Float[Array, "b k"], dict[str, Float[Array, "b _ _ _"]]]:
+    def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Classified:
         small, ones = initializers.normal(0.01), initializers.ones  # section 5: ones feed the first ReLUs
 
         def conv(x, name, features, window, strides=1, padding=0, groups=1, bias_init=initializers.zeros):
             init = dict(kernel_init=small, bias_init=bias_init)
             return nn.relu(Conv(features, window, strides, padding, groups=groups, **init, name=name)(x))
 
-        x = conv(images, "conv1", 96, 11, strides=4, padding=2)
-        features = {"c2": x}
+        features = {}
+        x = features["c2"] = conv(images, "conv1", 96, 11, strides=4, padding=2)
         x = ops.max_pool(ops.local_response_norm(x, **RESPONSE_NORM), window=3, strides=2)
-        x = conv(x, "conv2", 256, 5, padding=2, groups=2, bias_init=ones)
-        features["c3"] = x
+        x = features["c3"] = conv(x, "conv2", 256, 5, padding=2, groups=2, bias_init=ones)
         x = ops.max_pool(ops.local_response_norm(x, **RESPONSE_NORM), window=3, strides=2)
         x = conv(x, "conv3", 384, 3, padding=1)
         x = conv(x, "conv4", 384, 3, padding=1, groups=2, bias_init=ones)
-        x = conv(x, "conv5", 256, 3, padding=1, groups=2, bias_init=ones)
-        features["c4"] = x
-        x = ops.max_pool(x, window=3, strides=2)
-        features["c5"] = x
+        x = features["c4"] = conv(x, "conv5", 256, 3, padding=1, groups=2, bias_init=ones)
+        x = features["c5"] = ops.max_pool(x, window=3, strides=2)
         if not self.num_classes:
             return jnp.mean(x, axis=(1, 2)), features
         x = flatten(ops.adaptive_avg_pool(x, size=(6, 6)))
@@ -75,21 +68,16 @@ class AlexNet2012(nn.Module):
         return Dense(self.num_classes, kernel_init=small, name="fc8")(x), features
 
 
-class AlexNet(nn.Module):
+class AlexNet(Classifier):
     """torchvision's net. Features ``c2`` (after the first ReLU) to ``c5`` (after the last pool); the outputs are
     logits, or the pooled c5 if ``num_classes=0``."""
 
     hidden: int = 4096
-    num_classes: int = 1000
-    in_channels: int = 3
-    axis_name: str | None = None  # every model takes one; nothing here depends on the rest of the batch
 
     feature_names: ClassVar[tuple[str, ...]] = ("c2", "c3", "c4", "c5")
 
     @nn.compact
-    def __call__(
-        self, images: Float[Array, "b h w c"], *, train: bool = False
-    ) -> tuple[Float[Array, "b k"], dict[str, Float[Array, "b _ _ _"]]]:
+    def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Classified:
         def conv(x, layer, features, window, strides=1, padding=1):
             init = uniform_init(window * window * x.shape[-1])
             return nn.relu(Conv(features, window, strides, padding, **init, name=f"features_{layer}")(x))
@@ -98,16 +86,13 @@ class AlexNet(nn.Module):
             x = nn.Dropout(0.5, deterministic=not train)(x) if layer < 6 else x
             return Dense(features, **uniform_init(x.shape[-1]), name=f"classifier_{layer}")(x)
 
-        x = conv(images, 0, 64, 11, strides=4, padding=2)
-        features = {"c2": x}
-        x = conv(ops.max_pool(x, window=3, strides=2), 3, 192, 5, padding=2)
-        features["c3"] = x
+        features = {}
+        x = features["c2"] = conv(images, 0, 64, 11, strides=4, padding=2)
+        x = features["c3"] = conv(ops.max_pool(x, window=3, strides=2), 3, 192, 5, padding=2)
         x = conv(ops.max_pool(x, window=3, strides=2), 6, 384, 3)
         x = conv(x, 8, 256, 3)
-        x = conv(x, 10, 256, 3)
-        features["c4"] = x
-        x = ops.max_pool(x, window=3, strides=2)
-        features["c5"] = x
+        x = features["c4"] = conv(x, 10, 256, 3)
+        x = features["c5"] = ops.max_pool(x, window=3, strides=2)
         if not self.num_classes:
             return jnp.mean(x, axis=(1, 2)), features
         x = flatten(ops.adaptive_avg_pool(x, size=(6, 6)))

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 from flax.linen import initializers
 
 from jaxvision import ops
+from jaxvision.layers.classifier import Classifier
 from jaxvision.layers.convolution import Conv, Dense
 from jaxvision.layers.norm import BatchNorm
 from jaxvision.registry import register
-from jaxvision.typing import Array, Float
+from jaxvision.typing import Array, Classified, Float
 
 he_normal = initializers.variance_scaling(2.0, "fan_in", "normal")
 uniform = initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # torch's default
@@ -66,7 +67,7 @@ class Transition(nn.Module):
         return ops.avg_pool(x, window=2)
 
 
-class DenseNet(nn.Module):
+class DenseNet(Classifier):
     """Features ``c1`` (stem), ``c2`` to ``c4`` (dense blocks, before the transition) and ``c5`` (the last block, after
     norm and ReLU); the outputs are logits, or the pooled c5 if ``num_classes=0``."""
 
@@ -74,11 +75,7 @@ class DenseNet(nn.Module):
     block_sizes: tuple[int, int, int, int]
     stem: int
     bn_size: int = 4
-    num_classes: int = 1000
-    in_channels: int = 3
-    axis_name: str | None = None
 
-    feature_names: ClassVar[tuple[str, ...]] = ("c1", "c2", "c3", "c4", "c5")
     torch_names: ClassVar[tuple[tuple[str, str], ...]] = ((r"^(conv|norm|denseblock|transition)", r"features.\1"),)
     # The published checkpoints, of before torch forbade dots in names.
     torch_legacy_names: ClassVar[tuple[tuple[str, str], ...]] = (
@@ -86,9 +83,7 @@ class DenseNet(nn.Module):
     )
 
     @nn.compact
-    def __call__(
-        self, images: Float[Array, "b h w c"], *, train: bool = False
-    ) -> tuple[Float[Array, "b k"], dict[str, Float[Array, "b _ _ _"]]]:
+    def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Classified:
         x = Conv(self.stem, 7, strides=2, padding=3, use_bias=False, kernel_init=he_normal, name="conv0")(images)
         x = nn.relu(BatchNorm(axis_name=self.axis_name, name="norm0")(x, train=train))
         features = {"c1": x}

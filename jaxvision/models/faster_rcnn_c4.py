@@ -18,6 +18,8 @@ is the same unless fewer can be sampled. Detectron2 does not train the stem and 
 Parameter counts: Detectron2's at COCO's 80 classes, and 8,196 (DC5: 4,100) for the offsets of the background.
 """
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -105,31 +107,15 @@ def _on_last_map(
 
 
 @register(task="detection")
-def fasterrcnn_c4(
-    backbone: str = "resnet50_paper",
-    *,
-    num_classes: int = 80,
-    frozen_norm: bool = True,
-    axis_name: str | None = None,
-    **options,
-) -> GeneralizedRCNN:
+def fasterrcnn_c4(backbone: str = "resnet50_paper", **options) -> GeneralizedRCNN:
     """Faster R-CNN on c4 of any registered ResNet, by name."""
-    network = _resnet(backbone, frozen_norm, axis_name)
-    return rcnn_c4(network, num_classes=num_classes, axis_name=axis_name, **options)
+    return _over_resnet(rcnn_c4, backbone, **options)
 
 
 @register(task="detection")
-def fasterrcnn_dc5(
-    backbone: str = "resnet50_paper",
-    *,
-    num_classes: int = 80,
-    frozen_norm: bool = True,
-    axis_name: str | None = None,
-    **options,
-) -> GeneralizedRCNN:
+def fasterrcnn_dc5(backbone: str = "resnet50_paper", **options) -> GeneralizedRCNN:
     """Faster R-CNN on the dilated c5 of any registered ResNet, by name."""
-    network = _resnet(backbone, frozen_norm, axis_name)
-    return rcnn_dc5(network, num_classes=num_classes, axis_name=axis_name, **options)
+    return _over_resnet(rcnn_dc5, backbone, **options)
 
 
 @register(task="detection")
@@ -144,8 +130,18 @@ def fasterrcnn_resnet50_dc5(**options) -> GeneralizedRCNN:
     return fasterrcnn_dc5("resnet50_paper", **options)
 
 
-def _resnet(name: str, frozen_norm: bool, axis_name: str | None) -> ResNet:
-    network = get_model(name, num_classes=0, axis_name=axis_name)
+def _over_resnet(
+    compose: Callable[..., GeneralizedRCNN],
+    backbone: str,
+    *,
+    num_classes: int = 80,
+    frozen_norm: bool = True,
+    axis_name: str | None = None,
+    **options,
+) -> GeneralizedRCNN:
+    network = get_model(backbone, num_classes=0, axis_name=axis_name)
     if not isinstance(network, ResNet):
-        raise ValueError(f"the backbone must be a ResNet, whose last stage is put elsewhere or dilated, not {name!r}")
-    return network.clone(frozen_norm=frozen_norm)
+        raise ValueError(
+            f"the backbone must be a ResNet, whose last stage is put elsewhere or dilated, not {backbone!r}"
+        )
+    return compose(network.clone(frozen_norm=frozen_norm), num_classes=num_classes, axis_name=axis_name, **options)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxvision import losses, ops
-from jaxvision.layers.fpn import FPN
+from jaxvision.layers.fpn import FPN, LEGACY_NAMES
 from jaxvision.layers.norm import BatchNorm
 from jaxvision.layers.padding import at_least_one, sizes_or_whole
 from jaxvision.layers.roi_heads import BoxHead, MaskHead
@@ -27,9 +27,7 @@ from jaxvision.layers.rpn import RPN
 from jaxvision.models.resnet import ResNet
 from jaxvision.ops import boxes, masks, matching
 from jaxvision.registry import get_model, register
-from jaxvision.typing import Array, Bool, Detections, Float, Regions, Targets
-
-Features = dict[str, Float[Array, "b _ _ _"]]
+from jaxvision.typing import Array, Bool, Detections, Features, Float, Regions, Targets
 
 
 class GeneralizedRCNN(nn.Module):
@@ -86,10 +84,9 @@ class GeneralizedRCNN(nn.Module):
         (r"^box_head\.", "roi_heads.box_head."),
         (r"^mask_head\.", "roi_heads.mask_predictor."),
     )
-    # Checkpoints from before torchvision 0.15, the published COCO weights among them, and the names they have now.
     torch_legacy_names: ClassVar[tuple[tuple[str, str], ...]] = (
         (r"^rpn\.head\.conv\.(weight|bias)$", r"rpn.head.conv.0.0.\1"),
-        (r"^backbone\.fpn\.(inner|layer)_blocks\.(\d+)\.(weight|bias)$", r"backbone.fpn.\1_blocks.\2.0.\3"),
+        *LEGACY_NAMES,
         (r"^roi_heads\.mask_head\.mask_fcn1\.", "roi_heads.mask_head.0.0."),
         (r"^roi_heads\.mask_head\.mask_fcn2\.", "roi_heads.mask_head.1.0."),
         (r"^roi_heads\.mask_head\.mask_fcn3\.", "roi_heads.mask_head.2.0."),

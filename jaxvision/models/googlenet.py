@@ -9,7 +9,6 @@ auxiliary heads and ``meta["num_params"]`` = 6,624,904 without.
 
 import functools
 from collections.abc import Callable
-from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -17,12 +16,14 @@ import numpy as np
 from flax.linen import initializers
 
 from jaxvision import ops
+from jaxvision.layers.classifier import Classifier
 from jaxvision.layers.convolution import Conv, Dense
 from jaxvision.layers.norm import BatchNorm
 from jaxvision.ops.convolution import IntOrPair
 from jaxvision.registry import register
 from jaxvision.typing import Array, Float
 
+Maps = dict[str, Float[Array, "b ..."]]  # by name; an auxiliary head's are logits [b, k]
 small = initializers.normal(0.01)
 
 
@@ -84,7 +85,7 @@ class AuxiliaryHead(nn.Module):
         return Dense(self.num_classes, kernel_init=small, name="fc2")(x)
 
 
-class GoogLeNet(nn.Module):
+class GoogLeNet(Classifier):
     """Features ``c1`` (stem) to ``c5``, each the last map before the next pool; the outputs are logits, or the pooled
     c5 if ``num_classes=0``.
 
@@ -93,18 +94,11 @@ class GoogLeNet(nn.Module):
     transform_input: see ``transform``; torchvision's weights want it.
     """
 
-    num_classes: int = 1000
-    in_channels: int = 3
     aux_logits: bool = True
     transform_input: bool = False
-    axis_name: str | None = None
-
-    feature_names: ClassVar[tuple[str, ...]] = ("c1", "c2", "c3", "c4", "c5")
 
     @nn.compact
-    def __call__(
-        self, images: Float[Array, "b h w c"], *, train: bool = False
-    ) -> tuple[Float[Array, "b k"], dict[str, Float[Array, "b ..."]]]:
+    def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> tuple[Float[Array, "b k"], Maps]:
         features = {}
 
         def conv(x, name, *shape, **options):

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from flax.linen import initializers
 
 from jaxvision import ops
+from jaxvision.layers.classifier import Classifier
 from jaxvision.layers.convolution import Dense
-from jaxvision.models.googlenet import ConvNormRelu, transform
+from jaxvision.models.googlenet import ConvNormRelu, Maps, transform
 from jaxvision.ops.convolution import pair
 from jaxvision.registry import register
 from jaxvision.typing import Array, Float
@@ -151,7 +152,7 @@ class AuxiliaryHead(nn.Module):
         return Dense(self.num_classes, kernel_init=initializers.normal(0.001), name="fc")(jnp.mean(x, axis=(1, 2)))
 
 
-class InceptionV3(nn.Module):
+class InceptionV3(Classifier):
     """Features ``c1`` to ``c5``, each the last map before the next halving; the outputs are logits, or the pooled c5 if
     ``num_classes=0``. Maps are a little smaller than their strides say, because not all convolutions are padded.
 
@@ -159,20 +160,14 @@ class InceptionV3(nn.Module):
     transform_input: see ``googlenet.transform``; torchvision's weights want it.
     """
 
-    num_classes: int = 1000
-    in_channels: int = 3
     aux_logits: bool = True
     transform_input: bool = False
-    axis_name: str | None = None
 
-    feature_names: ClassVar[tuple[str, ...]] = ("c1", "c2", "c3", "c4", "c5")
     init_size: ClassVar[int] = 75
     torch_names: ClassVar[tuple[tuple[str, str], ...]] = ((r"(branch\w+)_(\d)(?=\.)", r"\1__\2"),)
 
     @nn.compact
-    def __call__(
-        self, images: Float[Array, "b h w c"], *, train: bool = False
-    ) -> tuple[Float[Array, "b k"], dict[str, Float[Array, "b ..."]]]:
+    def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> tuple[Float[Array, "b k"], Maps]:
         features = {}
 
         def conv(x, name, width, window, strides=1, padding=0):

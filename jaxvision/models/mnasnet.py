@@ -6,17 +6,18 @@ version 1). Running statistics move by 0.0003 a step, as in TensorFlow. Paramete
 ``meta["num_params"]``.
 """
 
-from typing import ClassVar
-
 import flax.linen as nn
 import jax.numpy as jnp
 from flax.linen import initializers
 
+from jaxvision.layers.classifier import Classifier
 from jaxvision.layers.convolution import Conv, Dense
 from jaxvision.layers.norm import BatchNorm
 from jaxvision.models.mobilenet import round_channels
 from jaxvision.registry import register
-from jaxvision.typing import Array, Float
+from jaxvision.typing import Array, Classified, Float
+
+MOMENTUM = 0.9997  # TensorFlow's
 
 # window, channels at width 1, expansion, repeats, stride of the first
 STACKS = ((3, 24, 3, 3, 2), (5, 40, 3, 3, 2), (5, 80, 6, 3, 2), (3, 96, 6, 2, 1), (5, 192, 6, 4, 2), (3, 320, 6, 1, 1))
@@ -30,12 +31,12 @@ class InvertedResidual(nn.Module):
     expansion: int
     strides: int
     residual: bool
-    norm: BatchNorm = BatchNorm()
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w i"], *, train: bool = False) -> Float[Array, "b oh ow o"]:
         def norm(x, name):
-            return self.norm.clone(name=name, parent=self)(x, train=train)
+            return BatchNorm(momentum=MOMENTUM, axis_name=self.axis_name, name=name)(x, train=train)
 
         shortcut, wide = x, x.shape[-1] * self.expansion
         x = nn.relu(norm(Conv(wide, 1, use_bias=False, name="layers_0")(x), "layers_1"))
@@ -47,28 +48,20 @@ class InvertedResidual(nn.Module):
         return x + shortcut if self.residual else x
 
 
-class MNASNet(nn.Module):
+class MNASNet(Classifier):
     """Features ``c1`` to ``c5``, each the last map of its stride; the outputs are logits, or the pooled c5 if
     ``num_classes=0``. width: factor of every layer's channels but the last convolution's."""
 
     width: float
-    num_classes: int = 1000
-    in_channels: int = 3
-    axis_name: str | None = None
-
-    feature_names: ClassVar[tuple[str, ...]] = ("c1", "c2", "c3", "c4", "c5")
 
     @nn.compact
-    def __call__(
-        self, images: Float[Array, "b h w c"], *, train: bool = False
-    ) -> tuple[Float[Array, "b k"], dict[str, Float[Array, "b _ _ _"]]]:
-        norm = BatchNorm(momentum=0.9997, axis_name=self.axis_name, parent=None)
-
+    def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Classified:
         def conv_norm(x, features, window, strides, groups, place):
             """torchvision's sequence: a convolution, its norm and mostly a ReLU from ``place`` on."""
             padding = window // 2
             conv = Conv(features, window, strides, padding, groups=groups, use_bias=False, name=f"layers_{place}")
-            return norm.clone(name=f"layers_{place + 1}", parent=self)(conv(x), train=train)
+            norm = BatchNorm(momentum=MOMENTUM, axis_name=self.axis_name, name=f"layers_{place + 1}")
+            return norm(conv(x), train=train)
 
         stem = round_channels(32 * self.width)
         x = nn.relu(conv_norm(images, stem, 3, 2, 1, 0))
@@ -84,7 +77,7 @@ class MNASNet(nn.Module):
                     expansion,
                     strides=1 if index else first,
                     residual=index > 0,
-                    norm=norm,
+                    axis_name=self.axis_name,
                     name=f"layers_{place}_{index}",
                 )
                 x = features[f"c{level}"] = block(x, train=train)

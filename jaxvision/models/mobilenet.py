@@ -3,16 +3,15 @@
 Variant: torchvision's, which is the paper's. Parameter count: torchvision 0.29 ``meta["num_params"]``.
 """
 
-from typing import ClassVar
-
 import flax.linen as nn
 import jax.numpy as jnp
 from flax.linen import initializers
 
+from jaxvision.layers.classifier import Classifier
 from jaxvision.layers.convolution import Conv, Dense
 from jaxvision.layers.norm import BatchNorm
 from jaxvision.registry import register
-from jaxvision.typing import Array, Float
+from jaxvision.typing import Array, Classified, Float
 
 # Table 2: expansion t, channels c, repeats n, stride s of the first.
 BLOCKS = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -25,12 +24,12 @@ class InvertedResidual(nn.Module):
     features: int
     expansion: int
     strides: int
-    norm: BatchNorm = BatchNorm()
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w i"], *, train: bool = False) -> Float[Array, "b oh ow o"]:
         def norm(x, name):
-            return self.norm.clone(name=name, parent=self)(x, train=train)
+            return BatchNorm(axis_name=self.axis_name, name=name)(x, train=train)
 
         shortcut, wide = x, x.shape[-1] * self.expansion
         place = 0  # in torchvision's sequence
@@ -43,26 +42,17 @@ class InvertedResidual(nn.Module):
         return x + shortcut if x.shape == shortcut.shape and self.strides == 1 else x
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(Classifier):
     """Features ``c1`` to ``c5``, each the last map of its stride; the outputs are logits, or the pooled c5 if
     ``num_classes=0``. width: factor of every layer's channels (the last one's only if it is above 1)."""
 
-    num_classes: int = 1000
-    in_channels: int = 3
     width: float = 1.0
-    axis_name: str | None = None
-
-    feature_names: ClassVar[tuple[str, ...]] = ("c1", "c2", "c3", "c4", "c5")
 
     @nn.compact
-    def __call__(
-        self, images: Float[Array, "b h w c"], *, train: bool = False
-    ) -> tuple[Float[Array, "b k"], dict[str, Float[Array, "b _ _ _"]]]:
-        norm = BatchNorm(axis_name=self.axis_name, parent=None)
-
+    def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Classified:
         def conv_norm_relu6(x, features, window, strides, name):
             conv = Conv(features, window, strides, padding=window // 2, use_bias=False, name=f"{name}_0")
-            return nn.relu6(norm.clone(name=f"{name}_1", parent=self)(conv(x), train=train))
+            return nn.relu6(BatchNorm(axis_name=self.axis_name, name=f"{name}_1")(conv(x), train=train))
 
         x = conv_norm_relu6(images, round_channels(32 * self.width), 3, 2, "features_0")
         place, level, features = 1, 1, {}
@@ -70,7 +60,7 @@ class MobileNetV2(nn.Module):
             level += first - 1  # a stride of 2 starts a level
             for strides in (first,) + (1,) * (repeats - 1):
                 block = InvertedResidual(
-                    round_channels(channels * self.width), expansion, strides, norm=norm, name=f"features_{place}"
+                    round_channels(channels * self.width), expansion, strides, self.axis_name, name=f"features_{place}"
                 )
                 x = features[f"c{level}"] = block(x, train=train)
                 place += 1

@@ -22,13 +22,12 @@ from flax.linen import initializers
 from jaxvision import losses, ops
 from jaxvision.layers.convolution import Conv, Dense
 from jaxvision.layers.dropout import Dropout
-from jaxvision.layers.padding import sizes_or_whole
+from jaxvision.layers.one_stage import OneStage
 from jaxvision.models.resnet import ResNet
 from jaxvision.ops import boxes, matching
 from jaxvision.registry import get_model, register
-from jaxvision.typing import Array, Bool, Detections, Float, Int, Targets
+from jaxvision.typing import Array, Bool, Detections, Features, Float, Int, Targets
 
-Features = dict[str, Float[Array, "b _ _ _"]]
 Priors = tuple[tuple[float, float, float, float], ...]
 
 # python experiments/multibox_priors.py digit_scenes_multibox
@@ -60,12 +59,13 @@ DIGIT_SCENES: Priors = (
 # fmt: on
 
 
-class MultiBox(nn.Module):
+class MultiBox(OneStage):
     """A class-agnostic detector (all labels are 0) for square images of ``image_size`` pixels.
 
     backbone: a classifier, of which the last map is used. reduced: channels that a 1x1 convolution leaves of it; 0
     leaves it as it is. priors: (left, top, right, bottom) in shares of the image's sides. hidden: widths of the fully
-    connected layers before the last. alpha: weight of the boxes in the loss.
+    connected layers before the last. alpha: weight of the boxes in the loss. The loss is equation 3, a sum over boxes
+    and a mean over images, and does not look at labels.
     axis_name: a ``pmap`` axis, for dropout and losses.
     """
 
@@ -93,42 +93,20 @@ class MultiBox(nn.Module):
     def init_size(self) -> int:
         return self.image_size
 
-    def __call__(
-        self,
-        images: Float[Array, "b h w c"],
-        image_sizes: Float[Array, "b 2"] | None = None,
-        *,
-        train: bool = False,
-    ) -> tuple[Detections, Features]:
-        """Detections and the backbone's maps. ``image_sizes`` [b, 2]: the true (height, width) inside the padding, the
-        whole input if None."""
-        features = self.features(images, train=train)
-        found, logits = self._head(features, train=train)
-        return jax.vmap(self._choose)(found, jax.nn.sigmoid(logits), sizes_or_whole(image_sizes, images)), features
-
-    def detect(self, images: Float[Array, "b h w c"], image_sizes: Float[Array, "b 2"] | None = None) -> Detections:
-        """The detections alone, all of label 0. Differentiable along the choices that NMS made."""
-        return self(images, image_sizes)[0]
-
-    def loss(
-        self,
-        images: Float[Array, "b h w c"],
-        targets: Targets,
-        image_sizes: Float[Array, "b 2"] | None = None,
-        *,
-        train: bool = False,
-    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """Equation 3, a sum over boxes and a mean over images, and its terms by name. With ``train``, dropout needs
-        ``rngs={"sample": key}``; images without objects teach that there is none. Labels are not looked at."""
-        found, logits = self.raw(images, train=train)
+    def _losses(self, raw, targets: Targets) -> dict[str, Float[Array, ""]]:
+        """The terms of equation 3."""
+        found, logits = raw
         truth = targets.boxes / self.image_size
         match = jax.vmap(self._match)(found, logits, truth, targets.valid)
         terms = jax.vmap(equation3)(found, logits, truth, match)
-        every = jnp.ones(len(images))
+        every = jnp.ones(len(found))
         mean = {name: losses.weighted_mean(term, every, axis_name=self.axis_name) for name, term in terms.items()}
         mean["loss_box"] *= self.alpha
-        total = sum(mean.values())
-        return total, {"loss": total, **mean}
+        return mean
+
+    def _detections(self, said, image_sizes: Float[Array, "b 2"]) -> Detections:
+        found, logits = said
+        return jax.vmap(self._choose)(found, jax.nn.sigmoid(logits), image_sizes)
 
     def features(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Features:
         """The backbone's maps by name.
@@ -146,7 +124,12 @@ class MultiBox(nn.Module):
         self, images: Float[Array, "b h w c"], *, train: bool = False
     ) -> tuple[Float[Array, "b k 4"], Float[Array, "b k"]]:
         """The K boxes in shares of the image's sides, and the logits of their confidences, in float32 at least."""
-        return self._head(self.features(images, train=train), train=train)
+        return self._network(images, train=train)[0]
+
+    def _network(self, images: Float[Array, "b h w c"], *, train: bool):
+        """What ``raw`` gives, and the features."""
+        features = self.features(images, train=train)
+        return self._head(features, train=train), features
 
     @nn.compact
     def _head(self, features: Features, *, train: bool) -> tuple[Float[Array, "b k 4"], Float[Array, "b k"]]:

@@ -14,10 +14,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxvision import ops
+from jaxvision.layers.classifier import Classifier
 from jaxvision.layers.convolution import Conv, Dense
 from jaxvision.layers.norm import BatchNorm
 from jaxvision.registry import register
-from jaxvision.typing import Array, Float
+from jaxvision.typing import Array, Classified, Float
 
 
 class Block(nn.Module):
@@ -78,7 +79,7 @@ def stage(
     return x
 
 
-class ResNet(nn.Module):
+class ResNet(Classifier):
     """Features ``c1`` (stem, stride 2) to ``c5``; the outputs are logits, or the pooled last map if ``num_classes=0``.
 
     stage_sizes: blocks a stage; with three stages the last map is ``c4``.
@@ -93,8 +94,6 @@ class ResNet(nn.Module):
 
     stage_sizes: tuple[int, ...]
     block: Literal["basic", "bottleneck"]
-    num_classes: int = 1000
-    in_channels: int = 3
     width: int = 64
     groups: int = 1
     width_per_group: int = 64
@@ -103,16 +102,13 @@ class ResNet(nn.Module):
     dilate_first: bool = False
     frozen_norm: bool = False
     norm_epsilon: float = 1e-5
-    axis_name: str | None = None
 
     @property
     def feature_names(self) -> tuple[str, ...]:
         return tuple(f"c{index + 1}" for index in range(len(self.stage_sizes) + 1))
 
     @nn.compact
-    def __call__(
-        self, images: Float[Array, "b h w c"], *, train: bool = False
-    ) -> tuple[Float[Array, "b k"], dict[str, Float[Array, "b _ _ _"]]]:
+    def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Classified:
         if len(self.stage_sizes) > 4:
             raise ValueError(f"stage_sizes={self.stage_sizes}: a ResNet has at most four stages")
         x = Conv(self.width, 7, strides=2, padding=3, use_bias=False, name="conv1")(images)

@@ -20,14 +20,13 @@ from flax.linen import initializers
 
 from jaxvision import losses, ops
 from jaxvision.layers.convolution import Conv
-from jaxvision.layers.fpn import FPN
-from jaxvision.layers.padding import at_least_one, sizes_or_whole
+from jaxvision.layers.fpn import FPN, LEGACY_NAMES
+from jaxvision.layers.one_stage import OneStage
 from jaxvision.models.resnet import ResNet
 from jaxvision.ops import anchors, boxes, matching
 from jaxvision.registry import get_model, register
-from jaxvision.typing import Array, Detections, Float, Targets
+from jaxvision.typing import Array, Detections, Features, Float, Targets
 
-Features = dict[str, Float[Array, "b _ _ _"]]
 PRIOR = 0.01  # the probability of every class that an untrained network states (section 4.1)
 
 
@@ -54,7 +53,7 @@ class Tower(nn.Module):
         return Conv(self.outputs, 3, padding=1, kernel_init=init, bias_init=bias, name=self.last)(x)
 
 
-class RetinaNet(nn.Module):
+class RetinaNet(OneStage):
     """A detector of ``num_classes`` classes; inputs are normalised images, zero padded to one size.
 
     ``image_sizes`` [b, 2] are the true (height, width) inside the padding, the whole input if None.
@@ -87,9 +86,8 @@ class RetinaNet(nn.Module):
         (r"^neck\.", "backbone.fpn."),
         (r"^(classification|regression)_head\.", r"head.\1_head."),
     )
-    # Checkpoints from before torchvision 0.15, the published COCO weights among them, and the names they have now.
     torch_legacy_names: ClassVar[tuple[tuple[str, str], ...]] = (
-        (r"^backbone\.fpn\.(inner|layer)_blocks\.(\d+)\.(weight|bias)$", r"backbone.fpn.\1_blocks.\2.0.\3"),
+        *LEGACY_NAMES,
         (r"^head\.(\w+)\.conv\.0\.(weight|bias)$", r"head.\1.conv.0.0.\2"),
         (r"^head\.(\w+)\.conv\.2\.(weight|bias)$", r"head.\1.conv.1.0.\2"),
         (r"^head\.(\w+)\.conv\.4\.(weight|bias)$", r"head.\1.conv.2.0.\2"),
@@ -107,24 +105,6 @@ class RetinaNet(nn.Module):
     def in_channels(self) -> int:
         return self.backbone.in_channels
 
-    def __call__(
-        self,
-        images: Float[Array, "b h w c"],
-        image_sizes: Float[Array, "b 2"] | None = None,
-        *,
-        train: bool = False,
-    ) -> tuple[Detections, Features]:
-        """Detections and the backbone's and neck's features."""
-        features = self.features(images, train=train)
-        logits, offsets, anchors = self._levels(features, images.shape[1:3])
-        sizes = sizes_or_whole(image_sizes, images)
-        return jax.vmap(self._choose, (0, 0, None, 0))(logits, offsets, anchors, sizes), features
-
-    def detect(self, images: Float[Array, "b h w c"], image_sizes: Float[Array, "b 2"] | None = None) -> Detections:
-        """The detections alone. Differentiable: boxes and scores have gradients with respect to images and parameters,
-        along the choices that top-k and NMS made."""
-        return self(images, image_sizes)[0]
-
     def features(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Features:
         """The backbone's and the neck's maps by name."""
         features = self.backbone(images, train=train)[1]
@@ -135,32 +115,17 @@ class RetinaNet(nn.Module):
     ) -> tuple[Float[Array, "b n k"], Float[Array, "b n 4"], Float[Array, "n 4"]]:
         """What the network says of every anchor: class logits, with the background's first, and box offsets; and the
         anchors. Levels from finest to coarsest, within them (row, column, anchor)."""
-        logits, offsets, anchors = self._levels(self.features(images, train=train), images.shape[1:3])
+        (logits, offsets, anchors), _ = self._network(images, train=train)
         return jnp.concatenate(logits, axis=1), jnp.concatenate(offsets, axis=1), jnp.concatenate(anchors)
 
-    def loss(
-        self,
-        images: Float[Array, "b h w c"],
-        targets: Targets,
-        image_sizes: Float[Array, "b 2"] | None = None,
-        *,
-        train: bool = False,
-    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """The sum of the losses of classes and boxes, and each of them by name.
-
-        ``train`` decides about batch statistics only, so the loss of validation data is the same function.
-        Images without objects are negative examples. ``image_sizes`` change nothing: padding is background.
-        """
-        logits, offsets, anchors = self.raw(images, train=train)
-        targets = at_least_one(targets)
+    def _losses(self, raw, targets: Targets) -> dict[str, Float[Array, ""]]:
+        """The losses of classes and boxes."""
+        logits, offsets, anchors = raw
 
         def one_image(logits, offsets, truth, labels, valid):
+            overlap = boxes.pairwise(boxes.iou, truth, anchors)
             match = matching.threshold_match(
-                boxes.pairwise(boxes.iou, truth, anchors),
-                valid,
-                high=self.foreground_iou,
-                low=self.background_iou,
-                allow_low_quality=True,
+                overlap, valid, high=self.foreground_iou, low=self.background_iou, allow_low_quality=True
             )
             positive = match >= 0
             nearest = jnp.maximum(match, 0)
@@ -174,26 +139,26 @@ class RetinaNet(nn.Module):
             )
 
         of_class, of_box = jax.vmap(one_image)(logits, offsets, targets.boxes, targets.labels, targets.valid)
-        terms = {"loss_class": jnp.mean(of_class), "loss_box": jnp.mean(of_box)}
-        total = sum(terms.values())
-        return total, {"loss": total, **terms}
+        return {"loss_class": jnp.mean(of_class), "loss_box": jnp.mean(of_box)}
 
-    def _levels(self, features: Features, image_size: tuple[int, int]):
-        """Class logits, box offsets and anchors of each level."""
+    def _network(self, images: Float[Array, "b h w c"], *, train: bool):
+        """Class logits, box offsets and anchors of each level; and the features."""
+        features = self.features(images, train=train)
         levels = [features[name] for name in sorted(name for name in features if name.startswith("p"))]
         if len(levels) != len(self.sizes):
             raise ValueError(f"{len(levels)} feature levels, but anchor sizes for {len(self.sizes)}: {self.sizes}")
         batch = levels[0].shape[0]
-        return (
+        said = (
             [self.classification_head(level).reshape(batch, -1, self.num_classes + 1) for level in levels],
             [self.regression_head(level).reshape(batch, -1, 4) for level in levels],
             anchors.anchor_boxes(
                 tuple(level.shape[1:3] for level in levels),
-                image_size,
+                images.shape[1:3],
                 sizes=self.sizes,
                 aspect_ratios=(self.aspect_ratios,) * len(levels),
             ),
         )
+        return said, features
 
     def _box_error(
         self, offsets: Float[Array, "n 4"], anchors: Float[Array, "n 4"], truth: Float[Array, "n 4"]
@@ -201,6 +166,9 @@ class RetinaNet(nn.Module):
         if self.box_loss == "l1":
             return losses.smooth_l1(offsets - boxes.encode(truth, anchors), beta=0.0).sum(-1)
         return 1 - boxes.giou(boxes.decode(offsets, anchors), truth)
+
+    def _detections(self, said, image_sizes: Float[Array, "b 2"]) -> Detections:
+        return jax.vmap(self._choose, (0, 0, None, 0))(*said, image_sizes)
 
     def _choose(self, logits, offsets, anchors, image_size: Float[Array, "2"]) -> Detections:
         """One image's detections: the best scores of each level, NMS within each class, the best ``max_detections``."""

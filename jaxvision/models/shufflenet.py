@@ -3,18 +3,17 @@
 Variant: torchvision's, which is the paper's. Parameter counts: torchvision 0.29 ``meta["num_params"]``.
 """
 
-from typing import ClassVar
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen import initializers
 
 from jaxvision import ops
+from jaxvision.layers.classifier import Classifier
 from jaxvision.layers.convolution import Conv, Dense
 from jaxvision.layers.norm import BatchNorm
 from jaxvision.registry import register
-from jaxvision.typing import Array, Float
+from jaxvision.typing import Array, Classified, Float
 
 # torch's own for layers that a constructor leaves alone: uniform within 1 / sqrt(inputs).
 torch_uniform = initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -67,21 +66,14 @@ class Unit(nn.Module):
         return jnp.stack([left, right], axis=-1).reshape(*left.shape[:-1], self.width)
 
 
-class ShuffleNetV2(nn.Module):
+class ShuffleNetV2(Classifier):
     """``widths``: channels of the three stages and of the last convolution. Features ``c1`` (stem), ``c2`` (pooled
     stem) to ``c5`` (the last convolution); the outputs are logits, or the pooled c5 if ``num_classes=0``."""
 
     widths: tuple[int, int, int, int]
-    num_classes: int = 1000
-    in_channels: int = 3
-    axis_name: str | None = None
-
-    feature_names: ClassVar[tuple[str, ...]] = ("c1", "c2", "c3", "c4", "c5")
 
     @nn.compact
-    def __call__(
-        self, images: Float[Array, "b h w c"], *, train: bool = False
-    ) -> tuple[Float[Array, "b k"], dict[str, Float[Array, "b _ _ _"]]]:
+    def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Classified:
         def conv_norm_relu(x, features, window, strides, name):
             conv = Conv(
                 features,

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from flax.linen import initializers
 
 from jaxvision import ops
+from jaxvision.layers.classifier import Classifier
 from jaxvision.layers.convolution import Conv
 from jaxvision.registry import register
-from jaxvision.typing import Array, Float
+from jaxvision.typing import Array, Classified, Float
 
 he_uniform = initializers.he_uniform()
 
@@ -32,22 +33,17 @@ class Fire(nn.Module):
         return jnp.concatenate([narrow, wide], axis=-1)
 
 
-class SqueezeNet(nn.Module):
+class SqueezeNet(Classifier):
     """``stages``: the fire modules (squeeze, expand) between the pools. Features ``c1`` (stem) to ``c4`` (the last
     modules), each the map before the next pool; the outputs are logits, or the pooled c4 if ``num_classes=0``."""
 
     stem: tuple[int, int]  # channels, window
     stages: tuple[tuple[tuple[int, int], ...], ...]
-    num_classes: int = 1000
-    in_channels: int = 3
-    axis_name: str | None = None  # every model takes one; nothing here depends on the rest of the batch
 
     feature_names: ClassVar[tuple[str, ...]] = ("c1", "c2", "c3", "c4")
 
     @nn.compact
-    def __call__(
-        self, images: Float[Array, "b h w c"], *, train: bool = False
-    ) -> tuple[Float[Array, "b k"], dict[str, Float[Array, "b _ _ _"]]]:
+    def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Classified:
         channels, window = self.stem
         x = nn.relu(Conv(channels, window, strides=2, kernel_init=he_uniform, name="features_0")(images))
         features = {"c1": x}

@@ -17,14 +17,13 @@ from jax import lax
 
 from jaxvision import losses, ops
 from jaxvision.layers.convolution import Conv
-from jaxvision.layers.padding import at_least_one, sizes_or_whole
+from jaxvision.layers.one_stage import OneStage
 from jaxvision.models.resnet import ResNet
 from jaxvision.models.vgg import VGG, D
 from jaxvision.ops import anchors, boxes, matching
 from jaxvision.registry import register
-from jaxvision.typing import Array, Detections, Float, Targets
+from jaxvision.typing import Array, Detections, Features, Float, Targets
 
-Features = dict[str, Float[Array, "b _ _ _"]]
 xavier = initializers.xavier_uniform()
 
 
@@ -78,7 +77,7 @@ class Maps(nn.Module):
         return {f"m{index}": x for index, x in enumerate(maps, start=1)}
 
 
-class SSD(nn.Module):
+class SSD(OneStage):
     """A detector of ``num_classes`` classes; inputs are normalised images of ``size`` pixels a side.
 
     ``image_sizes`` [b, 2] are the true (height, width) where the images are padded, the whole input if None.
@@ -129,24 +128,6 @@ class SSD(nn.Module):
     def init_size(self) -> int:
         return self.size
 
-    def __call__(
-        self,
-        images: Float[Array, "b h w c"],
-        image_sizes: Float[Array, "b 2"] | None = None,
-        *,
-        train: bool = False,
-    ) -> tuple[Detections, Features]:
-        """Detections and the backbone's and neck's features."""
-        features = self.features(images, train=train)
-        logits, offsets, anchors = self._boxes(features, images.shape[1:3])
-        sizes = sizes_or_whole(image_sizes, images)
-        return jax.vmap(self._choose, (0, 0, None, 0))(logits, offsets, anchors, sizes), features
-
-    def detect(self, images: Float[Array, "b h w c"], image_sizes: Float[Array, "b 2"] | None = None) -> Detections:
-        """The detections alone. Differentiable: boxes and scores have gradients with respect to images and parameters,
-        along the choices that top-k and NMS made."""
-        return self(images, image_sizes)[0]
-
     def features(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Features:
         """The backbone's and the neck's maps by name."""
         features = self.backbone(images, train=train)[1]
@@ -157,24 +138,12 @@ class SSD(nn.Module):
     ) -> tuple[Float[Array, "b n k"], Float[Array, "b n 4"], Float[Array, "n 4"]]:
         """What the network says of every default box: class logits, the background's first, and box offsets; and the
         default boxes. Maps from finest to coarsest, within them (row, column, box)."""
-        return self._boxes(self.features(images, train=train), images.shape[1:3])
+        return self._network(images, train=train)[0]
 
-    def loss(
-        self,
-        images: Float[Array, "b h w c"],
-        targets: Targets,
-        image_sizes: Float[Array, "b 2"] | None = None,
-        *,
-        train: bool = False,
-    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """The sum of the losses of classes and boxes, and each of them by name (section 2.2).
-
-        ``train`` decides about batch statistics only, so the loss of validation data is the same function. Both losses
-        are divided by the number of positive boxes of the batch, and are 0 if there are none: an image without objects
-        has no hard negatives either. ``image_sizes`` change nothing: padding is background.
-        """
-        logits, offsets, anchors = self.raw(images, train=train)
-        targets = at_least_one(targets)
+    def _losses(self, raw, targets: Targets) -> dict[str, Float[Array, ""]]:
+        """The losses of classes and boxes (section 2.2), both divided by the number of positive boxes of the batch, and
+        0 if there are none: an image without objects has no hard negatives either."""
+        logits, offsets, anchors = raw
 
         def one_image(logits, offsets, truth, labels, valid):
             overlap = boxes.pairwise(boxes.iou, truth, anchors)
@@ -192,14 +161,14 @@ class SSD(nn.Module):
             logits, offsets, targets.boxes, targets.labels, targets.valid
         )
         mean = dict(count=jnp.sum(positive), axis_name=self.axis_name)
-        terms = {
+        return {
             "loss_class": losses.weighted_mean(class_error, counted, **mean),
             "loss_box": losses.weighted_mean(box_error, positive, **mean),
         }
-        total = sum(terms.values())
-        return total, {"loss": total, **terms}
 
-    def _boxes(self, features: Features, image_size: tuple[int, int]):
+    def _network(self, images: Float[Array, "b h w c"], *, train: bool):
+        """What ``raw`` gives, and the features."""
+        features = self.features(images, train=train)
         maps = [features[f"m{index}"] for index in range(1, len(self.steps) + 1)]
         batch = maps[0].shape[0]
 
@@ -208,13 +177,16 @@ class SSD(nn.Module):
 
         priors = anchors.default_boxes(
             tuple(x.shape[1:3] for x in maps),
-            image_size,
+            images.shape[1:3],
             scales=self.scales,
             aspect_ratios=self.aspect_ratios,
             steps=self.steps,
         )
         logits = flat(self.classification_heads, self.num_classes + 1)
-        return logits, flat(self.regression_heads, 4), jnp.concatenate(priors)
+        return (logits, flat(self.regression_heads, 4), jnp.concatenate(priors)), features
+
+    def _detections(self, said, image_sizes: Float[Array, "b 2"]) -> Detections:
+        return jax.vmap(self._choose, (0, 0, None, 0))(*said, image_sizes)
 
     def _choose(self, logits, offsets, anchors, image_size: Float[Array, "2"]) -> Detections:
         """One image's detections: the best scores of each class, NMS within it, the best ``max_detections`` of all."""
@@ -239,12 +211,27 @@ def _head(outputs: int) -> Conv:
     return Conv(outputs, 3, padding=1, kernel_init=xavier)
 
 
-def _vgg16(in_channels: int, axis_name: str | None) -> VGG:
-    return VGG(D, ceil_pools=(2,), num_classes=0, in_channels=in_channels, axis_name=axis_name)
+def _over_vgg16(
+    size: int,
+    extras: tuple[Extra, ...],
+    defaults: dict,
+    *,
+    in_channels: int = 3,
+    axis_name: str | None = None,
+    **options,
+) -> SSD:
+    """The paper's two networks, which differ in their further maps and default boxes."""
+    return SSD(
+        VGG(D, ceil_pools=(2,), num_classes=0, in_channels=in_channels, axis_name=axis_name),
+        Maps(("c3", "c4"), extras, gain=20.0, hidden=1024),
+        size=size,
+        axis_name=axis_name,
+        **(defaults | options),
+    )
 
 
 @register(task="detection")
-def ssd300_vgg16(*, num_classes: int = 90, in_channels: int = 3, axis_name: str | None = None, **options) -> SSD:
+def ssd300_vgg16(*, num_classes: int = 90, **options) -> SSD:
     """torchvision's model of that name: 8,732 default boxes, 35,641,826 parameters at 90 classes (COCO's ids less
     one)."""
     extras = (Extra(512), Extra(256), Extra(256, 3, 1, 0), Extra(256, 3, 1, 0))
@@ -253,18 +240,11 @@ def ssd300_vgg16(*, num_classes: int = 90, in_channels: int = 3, axis_name: str 
         "aspect_ratios": ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,)),
         "steps": (8, 16, 32, 64, 100, 300),
     }
-    return SSD(
-        _vgg16(in_channels, axis_name),
-        Maps(("c3", "c4"), extras, gain=20.0, hidden=1024),
-        num_classes,
-        size=300,
-        axis_name=axis_name,
-        **(defaults | options),
-    )
+    return _over_vgg16(300, extras, defaults, num_classes=num_classes, **options)
 
 
 @register(task="detection")
-def ssd512_vgg16(*, num_classes: int = 20, in_channels: int = 3, axis_name: str | None = None, **options) -> SSD:
+def ssd512_vgg16(*, num_classes: int = 20, **options) -> SSD:
     """The paper's SSD512 for PASCAL VOC: 24,564 default boxes."""
     extras = (Extra(512), Extra(256), Extra(256), Extra(256), Extra(256, 4, 1, 1))
     defaults = {
@@ -272,14 +252,7 @@ def ssd512_vgg16(*, num_classes: int = 20, in_channels: int = 3, axis_name: str 
         "aspect_ratios": ((2,), (2, 3), (2, 3), (2, 3), (2, 3), (2,), (2,)),
         "steps": (8, 16, 32, 64, 128, 256, 512),
     }
-    return SSD(
-        _vgg16(in_channels, axis_name),
-        Maps(("c3", "c4"), extras, gain=20.0, hidden=1024),
-        num_classes,
-        size=512,
-        axis_name=axis_name,
-        **(defaults | options),
-    )
+    return _over_vgg16(512, extras, defaults, num_classes=num_classes, **options)
 
 
 @register(task="detection")

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 from flax.linen import initializers
 
 from jaxvision import ops
+from jaxvision.layers.classifier import Classifier
 from jaxvision.layers.convolution import Conv, Dense
 from jaxvision.layers.norm import BatchNorm
 from jaxvision.registry import register
-from jaxvision.typing import Array, Float
+from jaxvision.typing import Array, Classified, Float
 
 WIDTHS = (64, 128, 256, 512, 512)
 
@@ -29,7 +30,7 @@ D = ((3, 3), (3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3))
 E = ((3, 3), (3, 3), (3, 3, 3, 3), (3, 3, 3, 3), (3, 3, 3, 3))
 
 
-class VGG(nn.Module):
+class VGG(Classifier):
     """``windows``: those of the convolutions of each stage; a 2 x 2 max pool ends a stage. Features ``c0`` to ``c4``,
     each stage before its pool, and ``c5``, the last pool; the outputs are logits, or the pooled c5 if
     ``num_classes=0``.
@@ -44,16 +45,11 @@ class VGG(nn.Module):
     response_norm: bool = False
     ceil_pools: tuple[int, ...] = ()
     hidden: int = 4096
-    num_classes: int = 1000
-    in_channels: int = 3
-    axis_name: str | None = None
 
     feature_names: ClassVar[tuple[str, ...]] = ("c0", "c1", "c2", "c3", "c4", "c5")
 
     @nn.compact
-    def __call__(
-        self, images: Float[Array, "b h w c"], *, train: bool = False
-    ) -> tuple[Float[Array, "b k"], dict[str, Float[Array, "b _ _ _"]]]:
+    def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Classified:
         x, features = images, {}
         layer = 0  # torchvision counts convolutions, norms, ReLUs and pools in one sequence
         for stage, (width, windows) in enumerate(zip(WIDTHS, self.windows, strict=True)):

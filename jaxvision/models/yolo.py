@@ -23,12 +23,11 @@ from jaxvision import losses, ops
 from jaxvision.layers.convolution import Conv, Dense
 from jaxvision.layers.dropout import Dropout
 from jaxvision.layers.norm import BatchNorm
-from jaxvision.layers.padding import at_least_one, sizes_or_whole
+from jaxvision.layers.one_stage import OneStage
 from jaxvision.ops import boxes
 from jaxvision.registry import register
-from jaxvision.typing import Array, Bool, Detections, Float, Int, Targets
+from jaxvision.typing import Array, Bool, Detections, Features, Float, Int, Targets
 
-Features = dict[str, Float[Array, "b _ _ _"]]
 Stages = tuple[tuple[tuple[int, int, int], ...], ...]  # channels, window, stride of each convolution
 
 # Figure 3; a 2x2 max pool stands between two stages.
@@ -51,13 +50,15 @@ class Cells(NamedTuple):
     ]  # centre from the cell's corner in cells; roots of the shares of the image's sides
 
 
-class YOLO(nn.Module):
+class YOLO(OneStage):
     """A detector of ``num_classes`` classes for square images of ``image_size`` pixels.
 
     stages: (channels, window, stride) of the convolutions. hidden: width of the first fully connected layer; 0 puts a
     1x1 convolution in place of both, as the paper's successors have it, and the last map must then be the grid.
     grid: cells along a side. per_cell: boxes of a cell. Features ``c1`` … are the last maps of each stride.
-    lambda_coord, lambda_noobj: equation 3. axis_name: a ``pmap`` axis, for batch norm, dropout and losses.
+    lambda_coord, lambda_noobj: equation 3, which is the loss, a sum over cells and a mean over images.
+    A score is a confidence times a class score, and as both are linear outputs it may leave [0, 1].
+    axis_name: a ``pmap`` axis, for batch norm, dropout and losses.
     """
 
     stages: Stages = STAGES
@@ -91,43 +92,18 @@ class YOLO(nn.Module):
         head = (("fc1", None), ("fc2", None)) if self.hidden else ((f"conv{count + 1}", None),)
         return (*convs, *head)
 
-    def __call__(
-        self,
-        images: Float[Array, "b h w c"],
-        image_sizes: Float[Array, "b 2"] | None = None,
-        *,
-        train: bool = False,
-    ) -> tuple[Detections, Features]:
-        """Detections and the maps of the convolutions. ``image_sizes`` [b, 2]: the true (height, width) inside the
-        padding, the whole input if None."""
-        cells, features = self._network(images, train=train)
-        return jax.vmap(self._choose)(cells, sizes_or_whole(image_sizes, images)), features
-
-    def detect(self, images: Float[Array, "b h w c"], image_sizes: Float[Array, "b 2"] | None = None) -> Detections:
-        """The detections alone. A score is a confidence times a class score, and as both are linear outputs it may
-        leave [0, 1]. Differentiable along the choices that NMS made."""
-        return self(images, image_sizes)[0]
-
-    def loss(
-        self,
-        images: Float[Array, "b h w c"],
-        targets: Targets,
-        image_sizes: Float[Array, "b 2"] | None = None,
-        *,
-        train: bool = False,
-    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """Equation 3, a sum over cells and a mean over images, and its terms by name. With ``train``, dropout needs
-        ``rngs={"sample": key}``; images without objects teach that there is none."""
-        cells = self.raw(images, train=train)
-        terms = jax.vmap(partial(squared_errors, image_size=self.image_size))(cells, at_least_one(targets))
+    def _losses(self, cells: Cells, targets: Targets) -> dict[str, Float[Array, ""]]:
+        """The terms of equation 3."""
+        terms = jax.vmap(partial(squared_errors, image_size=self.image_size))(cells, targets)
         scales = {"loss_box": self.lambda_coord, "loss_no_object": self.lambda_noobj}
-        every = jnp.ones(len(images))
-        mean = {
+        every = jnp.ones(len(cells.boxes))
+        return {
             name: scales.get(name, 1) * losses.weighted_mean(term, every, axis_name=self.axis_name)
             for name, term in terms.items()
         }
-        total = sum(mean.values())
-        return total, {"loss": total, **mean}
+
+    def _detections(self, cells: Cells, image_sizes: Float[Array, "b 2"]) -> Detections:
+        return jax.vmap(self._choose)(cells, image_sizes)
 
     def features(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Features:
         """The last map of each stride by name."""
