@@ -227,7 +227,7 @@ def data_lines(options: Data, torch: Torch | None) -> Iterator[str]:
     from experiments import benchmark_data  # the pipeline takes a while to import
 
     workers = dict(workers=options.workers, worker_processes=options.worker_processes)
-    yield from benchmark_data.table(torch, repeats=options.repeats, cores=options.threads, **workers)
+    yield from benchmark_data.table(torch, only=options.only, repeats=options.repeats, cores=options.threads, **workers)
     yield ""
     yield from benchmark_data.bytes_of_an_image()
     if options.coco_sized:

@@ -143,12 +143,14 @@ def ours(reading: Reading) -> Callable[[], float]:
     return run
 
 
-def table(torch: Any, *, repeats: int, cores: int, workers: int, worker_processes: int) -> Iterator[str]:
+def table(torch: Any, *, only: str, repeats: int, cores: int, workers: int, worker_processes: int) -> Iterator[str]:
     """Images a second and core, ours beside torchvision's with bytes and with normalised floats at the end."""
     yield "| reading | jaxvision, images/s/core | torchvision | ratio | torchvision, normalised | ratio |"
     yield "|---|---:|---:|---:|---:|---:|"
     with tempfile.TemporaryDirectory() as folder:
         for reading in readings(Path(folder), workers, worker_processes):
+            if only not in reading.name:
+                continue
             run, images = ours(reading), reading.files * reading.passes
             run()  # what waits in buffers, and what is imported late
             cells = []

@@ -6,6 +6,7 @@ It reads lines of JSON and answers each with one: ``{"prepare": case}`` → ``{"
 """
 
 import json
+import os
 import sys
 import time
 
@@ -50,7 +51,8 @@ def loader(case):
 
 def main():
     torch.set_num_threads(1)
-    print(json.dumps({"torch": torch.__version__, "torchvision": torchvision.__version__}), flush=True)
+    answers, sys.stdout = sys.stdout, open(os.devnull, "w")  # pycocotools speaks on standard output
+    print(json.dumps({"torch": torch.__version__, "torchvision": torchvision.__version__}), file=answers, flush=True)
     batches = None
     for line in sys.stdin:
         request = json.loads(line)
@@ -62,7 +64,7 @@ def main():
             for _ in batches:
                 pass
             answer = {"seconds": time.perf_counter() - start}
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 if __name__ == "__main__":
