@@ -211,5 +211,5 @@ def first_batch(folder: str) -> None:
     seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
         f"a set of COCO's size, {len(source):,} images with {coco.train_annotations.stat().st_size / 1e6:.0f} MB of "
-        f"annotations: opened in {opened:.1f} s, first batch of 16 after {seconds:.1f} s, {peak:.2f} GiB resident at most"
+        f"annotations: opened in {opened:.1f} s, first batch of 16 after {seconds:.1f} s, at most {peak:.2f} GiB"
     )

@@ -5,8 +5,8 @@ It reads lines of JSON and answers each with one: ``{"prepare": case}`` → ``{"
 ``"normalize": false`` they end with bytes, as ours do.
 """
 
+import io
 import json
-import os
 import sys
 import time
 
@@ -51,7 +51,7 @@ def loader(case):
 
 def main():
     torch.set_num_threads(1)
-    answers, sys.stdout = sys.stdout, open(os.devnull, "w")  # pycocotools speaks on standard output
+    answers, sys.stdout = sys.stdout, io.StringIO()  # pycocotools speaks on standard output
     print(json.dumps({"torch": torch.__version__, "torchvision": torchvision.__version__}), file=answers, flush=True)
     batches = None
     for line in sys.stdin:
