@@ -327,7 +327,7 @@ def test_the_command_line_itself_is_sound(tmp_path):
                                          f"--data.train-annotations {coco(tmp_path)} --steps 600"))  # fmt: skip
     assert found.data.train_images == tmp_path and found.data.limit is None and found.steps == 600
     assert config.parse("", ["coco_overfit", "--model", "ssd_small"]).model_options == {}
-    line = f"coco_overfit --data voc --data.devkit {tmp_path} --model ssd_small"  # other configs have masks, and VOC none
+    line = f"coco_overfit --data voc --data.devkit {tmp_path} --model ssd_small"  # VOC has no masks
     assert config.parse("", line.split()).model == "ssd_small"
 
 
