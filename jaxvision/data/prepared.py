@@ -16,7 +16,29 @@ from jaxvision.data.source import Example, ground_truth_of
 __all__ = ["PreparedDetection", "PreparedImages"]
 
 
-class PreparedImages:
+class _Prepared:
+    """The records of a split, and the sizes of their images; a set for a task says which classes it has."""
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        *,
+        data_dir: str | os.PathLike | None = None,
+        decode_at_least: tuple[int, int] | None = None,
+    ):
+        self.name, self.decode_at_least = f"{name} {split}", decode_at_least
+        features, self.records = open_split(name, split, data_dir)
+        self.categories = self._classes(name, features)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def size(self, index: SupportsIndex) -> tuple[int, int]:
+        return size_in_header(io.BytesIO(self.records[index]["image"]))
+
+
+class PreparedImages(_Prepared):
     """A split of a prepared set that has the features ``image`` and ``label``; images are decoded by pillow, as RGB.
 
     name: as TFDS has it, such as "cifar10", "imagenet2012:5.1.0" or "imagenet_v2/top-images".
@@ -26,27 +48,12 @@ class PreparedImages:
     set without these features, and one that is prepared in another format than array_record.
     """
 
-    def __init__(
-        self,
-        name: str,
-        split: str,
-        *,
-        data_dir: str | os.PathLike | None = None,
-        decode_at_least: tuple[int, int] | None = None,
-    ):
-        self.name, self.decode_at_least = f"{name} {split}", decode_at_least
-        features, self.records = open_split(name, split, data_dir)
+    def _classes(self, name: str, features: dict[str, Any]) -> tuple[str, ...]:
         if not isinstance(features.get("label"), tfds.features.ClassLabel):
             raise ValueError(
                 f"{name} has the features {', '.join(sorted(features))}; an image and a class label are needed"
             )
-        self.categories = tuple(features["label"].names)
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def size(self, index: SupportsIndex) -> tuple[int, int]:
-        return size_in_header(io.BytesIO(self.records[index]["image"]))
+        return tuple(features["label"].names)
 
     def __getitem__(self, index: SupportsIndex) -> Example:
         record = self.records[index]
@@ -54,7 +61,7 @@ class PreparedImages:
         return {"image": picture.pixels, "size": picture.size, "label": int(record["label"])}
 
 
-class PreparedDetection:
+class PreparedDetection(_Prepared):
     """A split of a prepared set that has ``image`` and ``objects`` with ``bbox`` and ``label``, such as "coco/2017",
     "voc/2007" or your own builder's.
 
@@ -64,16 +71,7 @@ class PreparedDetection:
     name, data_dir, and what is raised: as in ``PreparedImages``.
     """
 
-    def __init__(
-        self,
-        name: str,
-        split: str,
-        *,
-        data_dir: str | os.PathLike | None = None,
-        decode_at_least: tuple[int, int] | None = None,
-    ):
-        self.name, self.decode_at_least = f"{name} {split}", decode_at_least
-        features, self.records = open_split(name, split, data_dir)
+    def _classes(self, name: str, features: dict[str, Any]) -> tuple[str, ...]:
         objects = getattr(features.get("objects"), "feature", {})
         label = objects["label"] if "bbox" in objects and "label" in objects else None
         if not isinstance(label, tfds.features.ClassLabel):
@@ -81,20 +79,17 @@ class PreparedDetection:
                 f"{name} has the features {', '.join(sorted(features))}; an image and objects with bbox and a class "
                 "label are needed"
             )
-        self.categories = tuple(label.names)
-        self.category_ids = tuple(range(1, len(self.categories) + 1))
+        return tuple(label.names)
 
-    def __len__(self) -> int:
-        return len(self.records)
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        return tuple(range(1, len(self.categories) + 1))
 
     def __getitem__(self, index: SupportsIndex) -> Example:
         record = self.records[index]
         picture = decode(record, index, self.name, at_least=self.decode_at_least)
         annotation = self._annotation(index, record, *picture.pixels.shape[:2])
         return {"image": picture.pixels, "size": picture.size, **annotation}
-
-    def size(self, index: SupportsIndex) -> tuple[int, int]:
-        return size_in_header(io.BytesIO(self.records[index]["image"]))
 
     def _annotation(self, index: SupportsIndex, record: dict[str, Any], height: int, width: int) -> Example:
         objects = record["objects"]

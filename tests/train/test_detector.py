@@ -62,7 +62,7 @@ class Blocks:
 def make_batches(count=20):
     return data.batches(
         Blocks(count),
-        data.DetectionRows(max_objects=4, mask_side=28),
+        data.DetectionRows(max_objects=4, mask_side=112),
         batch_size=8,
         shapes=(SIZE,),
         seed=5,
