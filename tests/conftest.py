@@ -1,6 +1,7 @@
 """A strict session: eight virtual CPU devices, rank promotion raises, warnings are errors (pyproject.toml), and the
 jaxtyping import hook checks every annotated shape of the package (``--jaxtyping-packages``)."""
 
+import logging
 import os
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -24,6 +25,14 @@ def quick_compilation(request):
     """Most programs of the tests run once or twice, and compile in less time without LLVM's optimisations. Not so where
     one trains: many steps, also in other processes, which must agree bit for bit."""
     jax.config.update("jax_disable_most_optimizations", "tests/train/" not in request.node.nodeid)
+
+
+@pytest.fixture(autouse=True)
+def log_level():
+    """A script that is run in a test may silence the log for its own good."""
+    before = logging.root.level
+    yield
+    logging.root.setLevel(before)
 
 
 @pytest.fixture
