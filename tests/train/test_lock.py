@@ -64,7 +64,7 @@ def test_a_name_that_cannot_be_right_is_not_told(tmp_path):
 
 
 def test_a_reader_that_outlives_its_training_does_not_keep_the_lock(tmp_path):
-    code = HOLDER.replace('print("held", flush=True)', "import os; print(os.fork(), flush=True)")
+    code = HOLDER.replace('print("held", flush=True)', "import os; os.write(1, b'%d\\n' % os.fork())")
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONWARNINGS": "ignore"}  # JAX warns of forks
     command = [sys.executable, "-c", code, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment) as process:
