@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxvision import ops
-from jaxvision.pictures import open_picture, upright, upright_size
+from jaxvision.pictures import DAMAGE, open_picture, upright, upright_size
 from jaxvision.typing import Array, Bool, Detections, Float, Regions, Variables
 
 __all__ = ["Detect", "detect_with", "flipped_and_scaled", "predict", "tiled"]
@@ -228,7 +228,7 @@ def _size_of_file(path: Any) -> tuple[int, int]:
             return upright_size(picture)
     except FileNotFoundError:
         raise
-    except (ValueError, OSError) as error:
+    except DAMAGE as error:
         raise ValueError(f"{path}: {error}") from error
 
 

@@ -7,20 +7,22 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 from pycocotools import mask as rle
 
-from jaxvision.data.images import OnError, Problems
+from jaxvision.data.images import OnError, Problems, leads_out
 from jaxvision.data.masks import coverage, frames_of, run_lengths
 from jaxvision.data.source import Example
 from jaxvision.data.transforms import scale_boxes, scale_points
+from jaxvision.pictures import check_size
 
 __all__ = ["CocoDetection"]
 
 Record = dict[str, Any]
+MAX_OUTLINE = 2**20  # pixels of a polygon's sides: pycocotools takes 52 bytes for each
 
 
 class CocoDetection:
@@ -28,7 +30,8 @@ class CocoDetection:
 
     Labels number the category ids in rising order, gaps closed; ``category_ids`` leads back.  Boxes are clipped to
     the image.  Crowd regions stay, with ``iscrowd``; images without objects stay, with empty arrays.  Objects without
-    keypoints in a file that has some get zeros (not labelled).  Polygons may reach beyond the image by its own size.
+    keypoints in a file that has some get zeros (not labelled).  Boxes, polygons and keypoints may reach beyond the
+    image by its own size.
 
     mask_side: masks are planes if None, else grids of so many cells a side on the objects' own boxes, which never take
     a plane. decode_at_least: (height, width) that a JPEG must still have when it is decoded at a half, a quarter or an
@@ -85,7 +88,7 @@ class CocoDetection:
                 raise ValueError(
                     f"{self.annotation_file}: the id of category {short(record)} must be an integer below 2^31"
                 )
-            if not isinstance(record["name"], str):
+            if not is_text(record["name"]):
                 raise ValueError(f"{self.annotation_file}: the name of category {short(record)} must be text")
         named = {record["id"]: record["name"] for record in sorted(records, key=lambda record: record["id"])}
         if len(named) < len(records):
@@ -104,7 +107,7 @@ class CocoDetection:
                 listed[record["id"]] = ImageRecord(*(record[name] for name in ImageRecord._fields))
                 continue
             name = record.get("file_name")
-            name = name if isinstance(name, str) else f"at position {position}"
+            name = name if is_text(name) else f"at position {position}"
             self._problems.add(f"{self.annotation_file}: image {name}: {reason}")
         return listed
 
@@ -113,16 +116,20 @@ class CocoDetection:
         label_of = {category: label for label, category in enumerate(self.category_ids)}
         place_of = {image: place for place, image in enumerate(images)}
         kept = Builder(self.num_keypoints)
+        ids: set[int] = set()
         records.reverse()
         for position in range(len(records)):
             record = records.pop()  # so that its objects can go
+            name = record.get("id", f"at position {position}")
             reason = self._fault(record, images, label_of)
+            if not reason and "id" in record:
+                reason = id_fault(name, ids)
             if reason:
-                name = record.get("id", f"at position {position}")
                 self._problems.add(f"{self.annotation_file}: annotation {short(name)}: {reason}")
             else:
                 segmentation = record["segmentation"] if self.with_masks else None
                 image = images[record["image_id"]]
+                ids.add(name)
                 kept.add(record, place_of[image.id], label_of[record["category_id"]], segmentation, image.size)
         return kept.finish(len(images))
 
@@ -137,7 +144,7 @@ class CocoDetection:
             return f"image_id {short(record['image_id'])} is not in the list 'images'"
         if type(record["category_id"]) is not int or record["category_id"] not in label_of:
             return f"category_id {short(record['category_id'])} is not in the list 'categories'"
-        if record.get("iscrowd", 0) not in (0, 1) or isinstance(record.get("iscrowd"), float):
+        if type(record.get("iscrowd", 0)) is not int or record.get("iscrowd", 0) not in (0, 1):
             return f"iscrowd must be 0 or 1, not {short(record['iscrowd'])}"
         if "area" in record and not (are_numbers([record["area"]]) and record["area"] >= 0):
             return f"area must be a finite number of pixels, not {short(record['area'])}; or leave it out"
@@ -145,12 +152,7 @@ class CocoDetection:
         reason = box_fault(record["bbox"], size)
         if not reason and self.with_masks:
             reason = segmentation_fault(record["segmentation"], size)
-        points = record.get("keypoints", [])
-        if not reason and not (are_numbers(points) and len(points) in (0, 3 * self.num_keypoints)):
-            reason = (
-                f"keypoints must be {3 * self.num_keypoints} finite numbers [x1, y1, v1, ...] as elsewhere in the file"
-            )
-        return reason
+        return reason or keypoints_fault(record.get("keypoints", []), self.num_keypoints, size)
 
     @property
     def problems(self) -> list[str]:
@@ -331,7 +333,7 @@ def load_json(path: pathlib.Path) -> dict[str, list[Record]]:
         raise FileNotFoundError(f"{path}: no such annotation file")
     try:
         with without_collection():
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"), object_hook=packed)
     except (ValueError, RecursionError) as error:  # a UnicodeDecodeError as well, and integers of 5,000 digits
         raise ValueError(f"{path}: not valid JSON in UTF-8 ({error}); export or download it again") from error
     lists = ("images", "annotations", "categories")
@@ -343,6 +345,14 @@ def load_json(path: pathlib.Path) -> dict[str, list[Record]]:
         if not isinstance(content[key], list) or not all(isinstance(record, dict) for record in content[key]):
             raise ValueError(f"{path}: '{key}' must be a list of objects")
     return {key: content[key] for key in lists}
+
+
+def packed(record: Record) -> Record:
+    """A record as it comes from the parser; sound polygons become arrays at once, which take a third of the memory."""
+    polygons = record.get("segmentation")
+    if type(polygons) is list and all(map(are_numbers, polygons)):
+        record["segmentation"] = [array.array("d", polygon) for polygon in polygons]
+    return record
 
 
 @contextlib.contextmanager
@@ -363,6 +373,19 @@ def short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+def is_text(value: Any) -> bool:
+    """Whether it is text that can be written to a file: JSON may hold halves of characters."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def too_far(values: Collection, side: int) -> float | int | None:
+    """The coordinate that lies beyond an image's side by more than its length, or None."""
+    low, high = min(values), max(values)
+    if low < -side:
+        return low
+    return high if high > 2 * side else None
+
+
 def are_numbers(values: Any) -> bool:
     """Whether it is a list of finite numbers: no booleans, no text, nothing beyond what a float holds."""
     if type(values) is not list or not set(map(type, values)) <= {int, float}:
@@ -378,14 +401,34 @@ def image_fault(record: Record) -> str | None:
     if missing:
         return f"lacks {missing}"
     name = record["file_name"]
-    if not isinstance(name, str) or not name or "\0" in name:
+    if not is_text(name) or not name or "\0" in name:
         return f"file_name {short(name)} must be the name of a file"
+    if leads_out(name):
+        return f"file_name {short(name)} leads out of the folder of images; give the folder above, and names below it"
     if type(record["id"]) is not int or not abs(record["id"]) < 2**31:
         return f"the id must be an integer below 2^31, not {short(record['id'])}; number the images anew"
     sides = [record["height"], record["width"]]
-    if not all(type(side) is int and 0 < side < 2**20 for side in sides):
-        return f"height {short(sides[0])} and width {short(sides[1])} must be positive integers below 2^20"
+    if not all(type(side) is int and side > 0 for side in sides):
+        return f"height {short(sides[0])} and width {short(sides[1])} must be positive integers"
+    try:
+        check_size(width=sides[1], height=sides[0])
+    except ValueError as error:
+        return f"height {short(sides[0])} and width {short(sides[1])}: {error}"
     return None
+
+
+def id_fault(number: Any, taken: set[int]) -> str | None:
+    if type(number) is not int:
+        return f"the id must be an integer, not {short(number)}; or leave it out"
+    if number in taken:
+        return f"the id {short(number)} is that of another annotation too; number them anew, or leave the ids out"
+    return None
+
+
+def outline(polygon: Collection) -> float:
+    """The length of its sides, each by its larger part."""
+    points = np.array(polygon).reshape(-1, 2)
+    return float(np.abs(points - np.roll(points, 1, axis=0)).max(1).sum())
 
 
 def box_fault(box: Any, size: tuple[int, int]) -> str | None:
@@ -398,6 +441,22 @@ def box_fault(box: Any, size: tuple[int, int]) -> str | None:
         return f"bbox {short(box)} has no area"
     if x >= size[1] or y >= size[0] or x + width <= 0 or y + height <= 0:
         return f"bbox {short(box)} lies outside its image of {size[0]}×{size[1]}"
+    if too_far((x, x + width), size[1]) is not None or too_far((y, y + height), size[0]) is not None:
+        return f"bbox {short(box)} reaches far outside its image of {size[0]}×{size[1]}"
+    return None
+
+
+def keypoints_fault(points: Any, count: int, size: tuple[int, int]) -> str | None:
+    if not (are_numbers(points) and len(points) in (0, 3 * count)):
+        return f"keypoints must be {3 * count} finite numbers [x1, y1, v1, ...] as elsewhere in the file"
+    if not points:
+        return None
+    if not set(points[2::3]) <= {0, 1, 2}:
+        return f"the visibilities of keypoints must be 0, 1 or 2, not {short(points[2::3])}"
+    for values, side in ((points[::3], size[1]), (points[1::3], size[0])):
+        far = too_far(values, side)
+        if far is not None:
+            return f"keypoints reach to {short(far)}, far outside their image of {size[0]}×{size[1]}"
     return None
 
 
@@ -407,13 +466,14 @@ def segmentation_fault(segmentation: Any, size: tuple[int, int]) -> str | None:
             return "segmentation is empty; or read with with_masks=False"
         height, width = size
         for polygon in segmentation:
-            if not (are_numbers(polygon) and len(polygon) >= 6 and len(polygon) % 2 == 0):
+            if type(polygon) is not array.array or len(polygon) < 6 or len(polygon) % 2:
                 return "segmentation must be polygons [x1, y1, x2, y2, ...] of at least three points"
             for values, side in ((polygon[::2], width), (polygon[1::2], height)):
-                low, high = min(values), max(values)
-                if low < -side or high > 2 * side:
-                    far = low if low < -side else high
+                far = too_far(values, side)
+                if far is not None:
                     return f"segmentation reaches to {short(far)}, far outside its image of {height}×{width}"
+            if 2 * len(polygon) * max(size) > MAX_OUTLINE and outline(polygon) > MAX_OUTLINE:
+                return f"the outline of the segmentation is longer than {MAX_OUTLINE:,} pixels; it goes to and fro"
         return None
     if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
         return "segmentation must be polygons, or an RLE with 'size' and 'counts'"
@@ -421,7 +481,7 @@ def segmentation_fault(segmentation: Any, size: tuple[int, int]) -> str | None:
         return f"segmentation is for an image of {short(segmentation['size'])}, not {list(size)}"
     counts = segmentation["counts"]
     if isinstance(counts, str):
-        runs = run_lengths(counts.encode())
+        runs = run_lengths(counts.encode(errors="replace"))
     else:
         runs = counts if are_numbers(counts) and all(type(count) is int for count in counts) else None
     if runs is None or min(runs, default=0) < 0 or sum(map(int, runs)) != math.prod(size):

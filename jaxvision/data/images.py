@@ -1,17 +1,18 @@
 """Reading picture files, and what to do about those that cannot be read."""
 
+import contextlib
 import io
 import logging
 import os
 import pathlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from jaxvision.pictures import open_picture, upright, upright_size
+from jaxvision.pictures import DAMAGE, open_picture, upright, upright_size
 
 __all__ = ["OnError", "Picture", "Problems", "looks_cut_off", "read_image", "read_picture", "size_in_header"]
 
@@ -37,18 +38,12 @@ def read_picture(file: str | os.PathLike | io.BytesIO, *, at_least: tuple[int, i
     which saves the work of the rest.
     Raises: ValueError naming the file if it is missing, cut off, too large or not a picture of a known format.
     """
-    try:
-        with open_picture(file) as picture:
-            size = upright_size(picture)
-            if at_least is not None:
-                picture.draft("RGB", at_least[::-1] if size == picture.size[::-1] else at_least)
-            picture = upright(picture)
-            return Picture(np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB")), size)
-    except FileNotFoundError as error:
-        raise ValueError(f"{file}: no such image file") from error
-    # Pillow reports broken files by whatever its decoders stumble over.
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{file}: not a readable image ({error}); restore the file or remove it") from error
+    with _faults_named(file), open_picture(file) as picture:
+        size = upright_size(picture)
+        if at_least is not None:
+            picture.draft("RGB", at_least[::-1] if size == picture.size[::-1] else at_least)
+        picture = upright(picture)
+        return Picture(np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB")), size)
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
@@ -57,9 +52,22 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
 
 
 def size_in_header(file: str | os.PathLike | io.BytesIO) -> tuple[int, int]:
-    """(height, width) of a picture, upright, of which no more than the header is read."""
-    with open_picture(file) as picture:
+    """(height, width) of a picture, upright, of which no more than the header is read.
+
+    Raises: as ``read_picture``, where the header shows it.
+    """
+    with _faults_named(file), open_picture(file) as picture:
         return upright_size(picture)
+
+
+@contextlib.contextmanager
+def _faults_named(file: str | os.PathLike | io.BytesIO) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ValueError(f"{file}: no such image file") from error
+    except (*DAMAGE, Image.DecompressionBombError) as error:
+        raise ValueError(f"{file}: not a readable image ({error}); restore the file or remove it") from error
 
 
 def looks_cut_off(path: str | os.PathLike) -> bool:
@@ -117,6 +125,17 @@ class Problems:
             self.add(str(error))
             return None
 
+    def size(self, path: str | os.PathLike) -> tuple[int, int]:
+        """(height, width) by the file's header; of one that is to be skipped that of a square, so that it has a place
+        among the others until it is read."""
+        try:
+            return size_in_header(path)
+        except ValueError as error:
+            if self.on_error == "raise":
+                raise
+            self.add(str(error))
+            return 1, 1
+
     def check_files(self, folder: str | os.PathLike, names: Sequence[str]) -> list[bool]:
         """Which of these files are there and, where they are few, not cut off. Each folder is listed once."""
         paths = [os.path.join(folder, name) for name in names]
@@ -134,6 +153,11 @@ class Problems:
             self.add(str(error))
             return False
         return True
+
+
+def leads_out(name: str) -> bool:
+    """Whether a name in a list of files leads out of the folder that they are to lie in."""
+    return os.path.isabs(name) or ".." in name.split("/")
 
 
 def listed(folder: str) -> set[str]:

@@ -1,9 +1,10 @@
 """Sets of TensorFlow Datasets, once they are prepared: reading them needs no TensorFlow."""
 
+import contextlib
 import io
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -35,7 +36,7 @@ class _Prepared:
         return len(self.records)
 
     def size(self, index: SupportsIndex) -> tuple[int, int]:
-        return size_in_header(io.BytesIO(self.records[index]["image"]))
+        return header(self.records[index], index, self.name)
 
 
 class PreparedImages(_Prepared):
@@ -112,7 +113,7 @@ class PreparedDetection(_Prepared):
 
     def _truth(self, index: SupportsIndex) -> Example:
         record = self.records[index]
-        height, width = size_in_header(io.BytesIO(record["image"]))
+        height, width = header(record, index, self.name)
         return {"size": (height, width), **self._annotation(index, record, height, width)}
 
 
@@ -143,7 +144,22 @@ def decode(record: dict[str, Any], index: SupportsIndex, name: str, *, at_least:
 
     Raises: ValueError naming the set and the place in it.
     """
-    try:
+    with named(name, index):
         return read_picture(io.BytesIO(record["image"]), at_least=at_least)
+
+
+def header(record: dict[str, Any], index: SupportsIndex, name: str) -> tuple[int, int]:
+    """(height, width) of the record's image, which is not decoded.
+
+    Raises: as ``decode``.
+    """
+    with named(name, index):
+        return size_in_header(io.BytesIO(record["image"]))
+
+
+@contextlib.contextmanager
+def named(name: str, index: SupportsIndex) -> Iterator[None]:
+    try:
+        yield
     except ValueError as error:
         raise ValueError(f"{name}, example {index}: {str(error).partition(': ')[2]}") from error

@@ -12,7 +12,8 @@ from typing import Any, SupportsIndex
 import numpy as np
 from tqdm import tqdm
 
-from jaxvision.data.source import DetectionSource, Example
+from jaxvision.data.source import DetectionSource, Example, size_of
+from jaxvision.data.transforms import scale_boxes
 
 __all__ = ["WithRegions", "selective_search", "with_selective_search"]
 
@@ -55,7 +56,10 @@ def thinned(boxes: np.ndarray, count: int) -> np.ndarray:
 
 
 class WithRegions:
-    """The examples of a detection source, each with its ``regions`` float32 [n, 4]."""
+    """The examples of a detection source, each with its ``regions``.
+
+    regions: float32 [n, 4] of each example, xyxy in the pixels of the image as the data set has it (``size``).
+    """
 
     def __init__(self, source: DetectionSource, regions: Sequence[np.ndarray]):
         if len(source) != len(regions):
@@ -71,7 +75,9 @@ class WithRegions:
 
     def __getitem__(self, index: SupportsIndex) -> Example | None:
         example = self.source[index]
-        return None if example is None else {**example, "regions": self.regions[index]}
+        if example is None:
+            return None
+        return {**example, "regions": scale_boxes(self.regions[index], decoded_at(example))}
 
     @property
     def problems(self) -> list[str]:
@@ -113,7 +119,8 @@ def with_selective_search(
         example = source[index]
         if example is None:  # a bad file that the source passes over
             return None
-        return selective_search(example["image"], mode=mode, max_regions=max_regions, min_side=min_side)
+        regions = selective_search(example["image"], mode=mode, max_regions=max_regions, min_side=min_side)
+        return scale_boxes(regions, 1 / decoded_at(example))
 
     _opencv().setNumThreads(1)  # the images are what is spread over the processors
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -135,6 +142,11 @@ def with_selective_search(
         finally:
             unfinished.unlink(missing_ok=True)
     return WithRegions(source, regions)
+
+
+def decoded_at(example: Example) -> np.ndarray:
+    """How much smaller the image is than in the data set, float32 [2]: 1 for x and y unless its decoding was scaled."""
+    return np.array(example["image"].shape[1::-1], np.float32) / np.array(size_of(example)[::-1], np.float32)
 
 
 def _opencv() -> Any:

@@ -8,9 +8,11 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from jaxvision.data.images import OnError, Problems
+from jaxvision.data.coco import too_far
+from jaxvision.data.images import OnError, Problems, leads_out
 from jaxvision.data.source import Example, ground_truth_of
 from jaxvision.data.transforms import scale_boxes
+from jaxvision.pictures import check_size
 
 __all__ = ["VOC_CATEGORIES", "VocDetection"]
 
@@ -62,6 +64,9 @@ class VocDetection:
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}: not text in UTF-8 ({error}); save it in that encoding") from error
         names = [line.split()[0] for line in lines if line.strip()]
+        for name in filter(leads_out, names):
+            self._problems.add(f"{path}: the image {name!r} leads out of the folder of images")
+        names = [name for name in names if not leads_out(name)]
         pictures = folder / "JPEGImages"
         sound = self._problems.check_files(pictures, [f"{name}.jpg" for name in names])
         for name, there in zip(names, sound):
@@ -124,22 +129,25 @@ class VocDetection:
             text = path.read_bytes()
             if b"<!DOCTYPE" in text or b"<!ENTITY" in text:
                 raise ValueError("has a DOCTYPE, which annotations do not need, and which may grow without bound")
+            if b"\0" in text:  # in UTF-16 a DOCTYPE would pass
+                raise ValueError("not text in UTF-8; save it in that encoding")
             root = ElementTree.fromstring(text)
             size = _integer(root, "size/height"), _integer(root, "size/width")
+            check_size(width=size[1], height=size[0])
         except FileNotFoundError:
             return self._problems.add(f"{path}: no such annotation")
-        except (ElementTree.ParseError, ValueError) as error:
+        except (ElementTree.ParseError, ValueError, LookupError, OSError) as error:  # LookupError: an unknown encoding
             return self._problems.add(f"{path}: {error}")
         boxes, labels, difficult = [], [], []
         for position, item in enumerate(root.iterfind("object")):
             try:
-                box, label = _box(item, size), self._label(item.findtext("name"))
+                box, label, apart = _box(item, size), self._label(item.findtext("name")), _difficult(item)
             except ValueError as error:
                 self._problems.add(f"{path}: object {position}: {error}")
                 continue
             boxes.append(box)
             labels.append(label)
-            difficult.append(item.findtext("difficult", "0").strip() == "1")
+            difficult.append(apart)
         return {
             "size": size,
             "boxes": np.array(boxes, np.float32).reshape(-1, 4),
@@ -157,12 +165,21 @@ class VocDetection:
 def _box(item: ElementTree.Element, size: tuple[int, int]) -> tuple[float, float, float, float]:
     """xyxy in continuous pixels of an image of ``size`` = (height, width)."""
     left, top, right, bottom = (_number(item, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax"))
+    said = f"bndbox {left:g} {top:g} {right:g} {bottom:g} (xmin ymin xmax ymax)"
     if right < left or bottom < top:
-        raise ValueError(f"bndbox {left:g} {top:g} {right:g} {bottom:g} (xmin ymin xmax ymax) is empty")
+        raise ValueError(f"{said} is empty")
     if left - 1 >= size[1] or top - 1 >= size[0] or right <= 0 or bottom <= 0:
-        corners = f"{left:g} {top:g} {right:g} {bottom:g}"
-        raise ValueError(f"bndbox {corners} (xmin ymin xmax ymax) lies outside its image of {size[0]}×{size[1]}")
+        raise ValueError(f"{said} lies outside its image of {size[0]}×{size[1]}")
+    if too_far((left - 1, right), size[1]) is not None or too_far((top - 1, bottom), size[0]) is not None:
+        raise ValueError(f"{said} reaches far outside its image of {size[0]}×{size[1]}")
     return left - 1, top - 1, right, bottom
+
+
+def _difficult(item: ElementTree.Element) -> bool:
+    text = item.findtext("difficult", "0").strip()
+    if text not in ("", "0", "1"):
+        raise ValueError(f"difficult is {text!r}, and should be 0 or 1")
+    return text == "1"
 
 
 def _number(element: ElementTree.Element, field: str) -> float:

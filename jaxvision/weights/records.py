@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxvision.pictures import check_picture, open_picture, upright
+from jaxvision.pictures import DAMAGE, check_picture, open_picture, upright
 from jaxvision.typing import Float, UInt8
 
 
@@ -154,7 +154,7 @@ def _open(image: Any):
             raise
         except ValueError as error:
             raise ValueError(f"{image}: {error}") from error
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        except (*DAMAGE, Image.DecompressionBombError) as error:
             raise ValueError(f"{image} is truncated, damaged, or no image ({error})") from error
     if isinstance(image, Image.Image):
         check_picture(image)

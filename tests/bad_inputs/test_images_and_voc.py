@@ -65,6 +65,7 @@ PICTURES = {
     "50,000 x 1 pixels": (png_of(50_000, 1), "50000×1"),
     "1 x 50,000 pixels": (png_of(1, 50_000), "1×50000"),
     "20,000 x 20,000 pixels": (png_of(20_000, 20_000), "67,108,864 pixels"),
+    "10,000 x 10,000 pixels, where Pillow warns": (png_of(10_000, 10_000), "67,108,864 pixels"),
     "2,000,000,000 x 2,000,000,000 pixels": (png_of(2_000_000_000, 2_000_000_000), "pixels"),
     "no pixels": (png_of(0, 10), "not a readable image"),
 }
@@ -94,6 +95,7 @@ def in_predict(name):
     return Case(f"predict: {name}", run, ("image 0 of the list", "photo.jpg"))
 
 
+OUTSIDE_OF_BOX = ("name", "difficult")
 GOOD = {"name": "dog", "xmin": 11, "ymin": 6, "xmax": 20, "ymax": 15}
 
 
@@ -105,8 +107,8 @@ def voc(case, /, *words, annotation=None, size=(HEIGHT, WIDTH), listing="a\n", c
         for part in ("Annotations", "JPEGImages", "ImageSets/Main"):
             (root / part).mkdir(parents=True)
         item = {key: value for key, value in (GOOD | change).items() if value is not ...}
-        box = "".join(f"<{key}>{value}</{key}>" for key, value in item.items() if key != "name")
-        named = f"<name>{item['name']}</name>" if "name" in item else ""
+        box = "".join(f"<{key}>{value}</{key}>" for key, value in item.items() if key not in OUTSIDE_OF_BOX)
+        named = "".join(f"<{key}>{item[key]}</{key}>" for key in OUTSIDE_OF_BOX if key in item)
         sides = "".join(f"<{key}>{value}</{key}>" for key, value in zip(("height", "width"), size) if value is not ...)
         text = f"<annotation><size>{sides}</size><object>{named}<bndbox>{box}</bndbox></object></annotation>"
         (root / "JPEGImages" / "a.jpg").write_bytes(JPEG)
@@ -134,6 +136,18 @@ def in_folder(name, files, *words, **options):
     return Case(f"folder: {name}", run, words)
 
 
+def folder_with(folder, content):
+    (folder / "cat").mkdir()
+    (folder / "cat" / "a.jpg").write_bytes(content)
+    return ImageFolder(folder)
+
+
+def gone(folder):
+    source = folder_with(folder, JPEG)
+    (folder / "cat" / "a.jpg").unlink()
+    return source
+
+
 CASES = (
     *(picture(name) for name in PICTURES),
     *(
@@ -153,6 +167,14 @@ CASES = (
     voc("annotation is JSON", "a.xml", annotation="{}"),
     voc("annotation of entities", "a.xml", "DOCTYPE", annotation=BOMB),
     voc("annotation in another encoding", "a.xml", annotation="<annotation>é</annotation>".encode("latin-1")),
+    voc("annotation of entities in UTF-16", "a.xml", "UTF-8", annotation=BOMB.encode("utf-16")),
+    voc("annotation in no encoding", "a.xml", annotation='<?xml version="1.0" encoding="latin-9000"?><a/>'),
+    voc("list leads out", "all.txt", "'../../b'", "leads out of the folder", listing="a\n../../b\n"),
+    voc("list has absolute paths", "all.txt", "'/data/b'", "leads out of the folder", listing="/data/b 1\n"),
+    voc("of 400 Mpixel", "a.xml", "20000×20000", "67,108,864 pixels", size=(20_000, 20_000)),
+    voc("of one line", "a.xml", "50000×1", "64 times", size=(1, 50_000)),
+    voc("difficult text", "a.xml", "object 0", "difficult", "'maybe'", difficult="maybe"),
+    voc("difficult 2", "a.xml", "difficult", "'2'", difficult="2"),
     voc("no size", "a.xml", "size/height", annotation="<annotation/>"),
     voc("no height", "a.xml", "size/height", size=(..., WIDTH)),
     voc("height text", "a.xml", "size/height", "tall", size=("tall", WIDTH)),
@@ -172,13 +194,18 @@ CASES = (
     voc("ymax below ymin", "a.xml", "is empty", ymax=-4),
     voc("box right of the image", "a.xml", "outside its image of 30×40", xmin=41, xmax=50),
     voc("box below the image", "a.xml", "outside its image", ymin=31, ymax=33),
+    voc("box far to the right", "a.xml", "object 0", "1e+09", "far outside its image of 30×40", xmax=1e9),
+    voc("box far above", "a.xml", "object 0", "far outside", ymin=-1e39),
     voc("box left of the image", "a.xml", "outside its image", xmin=-20, xmax=-5),
     in_folder("no classes", {"a.jpg": JPEG}, "no folders inside"),
     in_folder("a class without pictures", {"cat/a.jpg": JPEG, "dog/readme.txt": b"x"}, "dog", "no pictures"),
     in_folder("a picture cut off", {"cat/a.jpg": JPEG[:-200], "cat/b.jpg": JPEG}, "cat/a.jpg", "not a readable image"),
     in_folder("EPS as .jpg", {"cat/a.jpg": EPS}, "cat/a.jpg", "JPEG, PNG"),
+    in_folder("a class in Latin-1", {"cat/a.jpg": JPEG, "caf\udce9/b.jpg": JPEG}, "caf\\udce9", "UTF-8"),
     in_folder("EPS as .eps alone", {"cat/a.eps": EPS}, "cat", "no pictures"),
     in_folder("another on_error", {"cat/a.jpg": JPEG}, "on_error", "warn", on_error="warn"),
+    Case("folder: size of no picture", lambda folder: folder_with(folder, EPS).size(0), ("cat/a.jpg", "JPEG, PNG")),
+    Case("folder: size of a picture that is gone", lambda folder: gone(folder).size(0), ("a.jpg", "no such image")),
     Case("folder: missing", lambda folder: ImageFolder(folder / "train"), ("train", "no such folder")),
     Case("folder: a file", lambda folder: ImageFolder(__file__), ("test_images_and_voc.py", "no such folder")),
 )

@@ -103,10 +103,10 @@ def test_keypoints(folder):
 
 def test_boxes_are_clipped_to_the_image(folder):
     data = content()
-    data["annotations"][0]["bbox"] = [-1.5, 3, 8, 40]
+    data["annotations"][0]["bbox"] = [-1.5, 3, 8, 30]
     source = read(folder, data)
     assert source[0]["boxes"][0].tolist() == [0, 3, 6.5, 20]
-    assert source.ground_truth()["annotations"][0]["bbox"] == [-1.5, 3, 8, 40]
+    assert source.ground_truth()["annotations"][0]["bbox"] == [-1.5, 3, 8, 30]
 
 
 def test_ground_truth_is_the_file_with_masks_as_rle(folder):
@@ -120,6 +120,42 @@ def test_ground_truth_is_the_file_with_masks_as_rle(folder):
         np.testing.assert_array_equal(rle.decode(annotation["segmentation"]), mask)
     json.dumps(truth)
     assert source.ground_truth([1])["annotations"] == []
+
+
+@pytest.mark.parametrize("side", [None, 14])
+def test_masks_are_those_of_pycocotools(tmp_path, side):
+    """Polygons in several parts, and RLE of both kinds, of random objects; planes bit by bit, grids by their area."""
+    rng = np.random.default_rng(0)
+    height, width, data = 40, 50, content()
+    Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(tmp_path / "a.png")
+    data["images"] = [{"id": 7, "file_name": "a.png", "height": height, "width": width}]
+    data["annotations"], wanted = [], []
+    for number in range(30):
+        if number % 3:
+            blob = np.zeros((height, width), np.uint8)
+            (top, left), sides = rng.integers(0, 30, 2), rng.integers(1, 20, 2)
+            window = blob[top : top + sides[0], left : left + sides[1]]
+            window[:] = rng.random(window.shape) < 0.7
+            code = rle.encode(np.asfortranarray(blob))
+            counts = code["counts"].decode() if number % 3 == 1 else run_lengths(code["counts"]).tolist()
+            segmentation = {"size": [height, width], "counts": counts}
+        else:
+            segmentation = [
+                (rng.random((6, 2)) * [width, height]).round(2).ravel().tolist() for _ in range(1 + number % 2)
+            ]
+            code = rle.merge(rle.frPyObjects(segmentation, height, width))
+        box = [0, 0, width, height]
+        record = {"id": number, "image_id": 7, "category_id": 5, "bbox": box, "segmentation": segmentation}
+        data["annotations"].append(record)
+        wanted.append(rle.decode(code))
+    example = CocoDetection(tmp_path, write(tmp_path, data), mask_side=side)[0]
+    if side is None:
+        np.testing.assert_array_equal(example["masks"], np.array(wanted, bool))
+    else:
+        left, top, right, bottom = example["mask_boxes"].T
+        areas = example["masks"].sum((1, 2)) / 255 * (right - left) * (bottom - top) / side**2
+        # each of the cells is rounded by at most half of 1/255
+        np.testing.assert_allclose(areas, np.sum(wanted, axis=(1, 2)), atol=height * width / 510)
 
 
 def test_subset(folder):

@@ -1,3 +1,5 @@
+import struct
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -31,6 +33,11 @@ def test_pictures_stand_upright(root):
     exif[0x0112] = 6  # taken with the camera turned
     picture.save(root / "cat" / "c.PNG", exif=exif)
     assert ImageFolder(root)[0]["image"].shape == (9, 8, 3)
+    # the same beside a resolution that is text, which nobody asks for
+    entries = struct.pack("<HHLLHHLL", 0x0112, 3, 1, 6, 0x011A, 2, 4, int.from_bytes(b"odd\0", "little"))
+    tags = b"Exif\0\0II*\0" + struct.pack("<LH", 8, 2) + entries + bytes(4)
+    picture.save(root / "cat" / "c.PNG", exif=tags)
+    assert ImageFolder(root)[0]["image"].shape == (9, 8, 3)
 
 
 def test_truncated_picture(root):
@@ -50,6 +57,16 @@ def test_file_that_is_no_picture(root):
     (root / "cat" / "d.jpg").write_text("hello")
     with pytest.raises(ValueError, match=r"d\.jpg: not a readable image"):
         ImageFolder(root)
+
+
+def test_sizes_before_anything_is_read(root):
+    """Shapes are planned from them: a file that is skipped has a place there, and is listed once."""
+    late = ImageFolder(root), ImageFolder(root, on_error="skip")
+    assert [late[0].size(i) for i in range(3)] == [(8, 9)] * 3
+    (root / "cat" / "c.PNG").write_text("hello")
+    with pytest.raises(ValueError, match=r"c\.PNG: not a readable image"):
+        late[0].size(0)
+    assert late[1].size(0) == (1, 1) and late[1][0] is None and len(late[1].problems) == 1
 
 
 def test_bad_folders(root, tmp_path):

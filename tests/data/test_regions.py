@@ -113,6 +113,21 @@ def test_regions_move_with_the_image():
     assert inside.any()
 
 
+def test_regions_follow_the_scale_of_decoding(tmp_path):
+    """They are kept in pixels of the whole image, so that a file of them serves whatever the images are decoded at."""
+
+    class Halves(Squares):
+        def __getitem__(self, index):
+            whole = super().__getitem__(index)
+            return {**whole, "image": whole["image"][::2, ::2], "size": (60, 80), "boxes": whole["boxes"] / 2}
+
+    cache = tmp_path / "regions.npz"
+    halves, whole = (data.with_selective_search(source, cache) for source in (Halves(), Squares()))
+    for index in range(3):
+        np.testing.assert_array_equal(whole[index]["regions"], 2 * halves[index]["regions"])
+        assert (np.abs(halves[index]["regions"] - halves[index]["boxes"]).max(1) <= 2).any()
+
+
 def test_batches_hold_regions_padded():
     regions = [np.array([[0, 0, 9, 9], [1, 2, 3, 4]], np.float32), np.zeros((0, 4)), np.zeros((0, 4))]
     options = dict(batch_size=4, shapes=((60, 80),))
