@@ -23,8 +23,12 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True, scope="module")
 def quick_compilation(request):
     """Most programs of the tests run once or twice, and compile in less time without LLVM's optimisations. Not so where
-    one trains: many steps, also in other processes, which must agree bit for bit."""
-    jax.config.update("jax_disable_most_optimizations", "tests/train/" not in request.node.nodeid)
+    one trains: many steps, also in other processes, which must agree bit for bit. (What was compiled before the change
+    is forgotten, for JAX would go on with it.)"""
+    quick = "tests/train/" not in request.node.nodeid
+    if jax.config.jax_disable_most_optimizations != quick:
+        jax.clear_caches()
+        jax.config.update("jax_disable_most_optimizations", quick)
 
 
 @pytest.fixture(autouse=True)
