@@ -1,12 +1,13 @@
 """Classify images or detect objects in them: ``python experiments/predict.py photo.jpg more/*.png``.
 
 With published weights (a record of jaxvision.list_weights), with a file of your own, or with a run of train.py. Prints
-a table and writes a picture for each image. Without images on disk, ``skimage:coffee`` is a photograph of
-scikit-image's.
+a table, and writes a picture and the same values as JSON for each image. Without images on disk, ``skimage:coffee`` is
+a photograph of scikit-image's.
 """
 
 import dataclasses
 import itertools
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -51,7 +52,7 @@ class Options(Checked):
     min_score: Share = 0.5
     """Detections below it are left out."""
     output: Path = Path("predictions")
-    """Folder of the pictures."""
+    """Folder of the pictures and JSON files."""
 
 
 @script
@@ -67,6 +68,7 @@ def main() -> None:
         try:
             found = predict(read(name))
             Image.fromarray(found.picture).save(path)
+            path.with_suffix(".json").write_text(json.dumps(found.values, indent=1) + "\n")
         except USER_ERRORS as error:
             failed += 1
             print(f"error: {message(error)}", file=sys.stderr)

@@ -26,7 +26,7 @@ def quick_compilation(request):
     one trains: many steps, also in other processes, which must agree bit for bit. (What was compiled before the change
     is forgotten, for JAX would go on with it.)"""
     quick = "tests/train/" not in request.node.nodeid
-    if jax.config.jax_disable_most_optimizations != quick:
+    if jax.config.read("jax_disable_most_optimizations") != quick:
         jax.clear_caches()
         jax.config.update("jax_disable_most_optimizations", quick)
 

@@ -401,7 +401,9 @@ def test_a_run_is_evaluated_on_other_data(folders, tmp_path, monkeypatch, capsys
     arguments = (tmp_path / "broken.png", tmp_path / "none.png", tmp_path / "black.png")
     code = called(predict, *arguments, "--run", config.output, "--output", tmp_path / "out")
     said = capsys.readouterr()
-    assert code == 1 and [path.name for path in (tmp_path / "out").iterdir()] == ["black.png"]
+    assert code == 1 and sorted(path.name for path in (tmp_path / "out").iterdir()) == ["black.json", "black.png"]
+    (first, *_) = json.loads((tmp_path / "out" / "black.json").read_text())["classes"]
+    assert first["class"] in ("cat", "dog") and 0.5 <= first["probability"] <= 1
     assert "broken.png: not a readable image" in said.err and "none.png: no such image" in said.err
     assert "black.png →" in said.out and "dog" in said.out
 

@@ -47,7 +47,8 @@ def test_predict_classifies_a_photograph_with_real_weights(tmp_path):
     lines = result.stdout.splitlines()
     assert lines[1].split(maxsplit=1)[1] == "espresso" and float(lines[1].split()[0]) > 0.9
     assert "Egyptian cat" in next(lines[i + 1] for i, line in enumerate(lines) if "chelsea" in line)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["chelsea.png", "coffee.png"]
+    names = ["chelsea.json", "chelsea.png", "coffee.json", "coffee.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 def test_options_of_a_model_go_with_it():
