@@ -43,8 +43,8 @@ def get_model(name: str, **options: Any) -> nn.Module:
         raise TypeError(f"a model is named by a string, not by a {type(name).__name__}")
     entry = _entry(name)
     check_counts(options)
-    if entry.task == "detection" and options.get("num_classes") == 0:
-        raise ValueError(f"{name}: num_classes=0 stands for a classifier without its head; a detector has at least 1")
+    if entry.task != "classification" and options.get("num_classes") == 0:
+        raise ValueError(f"{name}: num_classes=0 stands for a classifier without its head; one for {entry.task} has 1")
     try:
         return entry.factory(**options)
     except TypeError as error:
@@ -63,7 +63,8 @@ def check_counts(options: Mapping[str, Any]) -> None:
 
 
 def list_models(*, task: str | None = None) -> list[str]:
-    """Sorted names of the registered models, of one task (``"classification"``, ``"detection"``) or of all."""
+    """Sorted names of the registered models, of one task (``"classification"``, ``"detection"``, ``"segmentation"``) or
+    of all."""
     tasks = {entry.task for entry in _MODELS.values()}
     if task is not None and task not in tasks:
         raise ValueError(f"no models for task {task!r}; tasks are {sorted(tasks)}")

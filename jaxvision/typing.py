@@ -11,6 +11,9 @@ and each cell holds the share of it that the object covers. The frame is the obj
 whole pixels, somewhat longer where that gives each pixel a whole number of cells; it moves with the image and is never
 clipped, so it may reach beyond the image, where the box does not. Without frames a mask is a plane, and spans the
 padded input.
+
+A map of classes has one class a pixel, ``0 ... K-1``; 255 (``IGNORE``) stands where no class is known or wanted, and
+neither trains nor counts.
 """
 
 from collections.abc import Mapping
@@ -24,8 +27,12 @@ Array = jax.Array | np.ndarray
 Variables = Mapping[str, Any]  # Flax variables: {"params": ..., "batch_stats": ...}
 Features = dict[str, Float[Array, "b _ _ _"]]  # maps by name
 Classified = tuple[Float[Array, "b k"], Features]  # a classifier's logits, or its last map pooled, and its maps
+Segmented = tuple[Float[Array, "b h w k"], Features]  # a segmenter's logits at the size of the images, and its maps
+
+IGNORE = 255  # in a map of classes
 
 __all__ = [
+    "IGNORE",
     "Array",
     "Bool",
     "Classified",
@@ -35,6 +42,8 @@ __all__ = [
     "Int",
     "Key",
     "Regions",
+    "Segmentation",
+    "Segmented",
     "Targets",
     "UInt8",
     "Variables",
@@ -75,3 +84,11 @@ class Detections(NamedTuple):
     masks: Float[Array, "*b n m m"] | None = None  # probabilities on the box's own grid; see ops.masks.paste
     keypoints: Float[Array, "*b n k 3"] | None = None
     dense: Any = None
+
+
+class Segmentation(NamedTuple):
+    """The class of every pixel of a batch (or of one image, without the leading axis)."""
+
+    labels: Int[Array, "*b h w"]  # 0 ... K-1, or -1 in the padding
+    probabilities: Float[Array, "*b h w k"]  # of the classes; 0 in the padding
+    valid: Bool[Array, "*b h w"]  # inside the image

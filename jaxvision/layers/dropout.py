@@ -1,4 +1,4 @@
-"""Dropout for detectors (Srivastava et al., JMLR 2014)."""
+"""Dropout for detectors and segmenters (Srivastava et al., JMLR 2014)."""
 
 import flax.linen as nn
 import jax

@@ -1,4 +1,4 @@
-"""What every detector takes its padded images and targets to be."""
+"""What detectors and segmenters take their padded images and targets to be."""
 
 import jax
 import jax.numpy as jnp
