@@ -13,7 +13,7 @@ class Segmenter(nn.Module, kw_only=True):
     and features. A family has its own network; dropout (``layers.dropout``), where it has any, needs
     ``rngs={"sample": key}`` in training.
 
-    features: maps by name; ``aux``, where a second head reads an earlier map to train it, holds logits [b, h, w, k] too.
+    features: maps by name; ``aux``, where a second head reads an earlier map to train it, has logits [b, h, w, k] too.
     axis_name: a ``pmap`` axis, for batch norm.
     """
 
