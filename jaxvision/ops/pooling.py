@@ -32,16 +32,17 @@ def max_pool(
     window: IntOrPair,
     strides: IntOrPair | None = None,
     padding: IntOrPair = 0,
+    dilation: IntOrPair = 1,
     ceil_mode: bool = False,
 ) -> Float[Array, "*b oh ow c"]:
     """Maximum of each window, torch's ``max_pool2d``.
 
-    strides: the window if None. padding: cells of -inf on each side. ceil_mode rounds the number of windows up, as
-    long as each starts inside the input or its left padding. NaN spreads. Gradient: to the first maximum of a window
-    in row order.
+    strides: the window if None. padding: cells of -inf on each side. dilation: the distance between the cells of a
+    window. ceil_mode rounds the number of windows up, as long as each starts inside the input or its left padding. NaN
+    spreads. Gradient: to the first maximum of a window in row order.
     Raises: ValueError on a window, stride or padding that torch refuses, or an input smaller than one window.
     """
-    axes = _axes(x, window, strides, padding, ceil_mode)
+    axes = _axes(x, window, strides, padding, ceil_mode, dilation)
     best = _pad(x, axes, -jnp.inf)
     for i in (1, 0):  # along rows, then down columns: the first maximum in row order wins, from k + k slices
         best = _axis_max(best, x.ndim - 3 + i, axes[i])
@@ -49,14 +50,19 @@ def max_pool(
 
 
 def max_pool_with_indices(
-    x: Float[Array, "*b h w c"], *, window: IntOrPair, strides: IntOrPair | None = None, padding: IntOrPair = 0
+    x: Float[Array, "*b h w c"],
+    *,
+    window: IntOrPair,
+    strides: IntOrPair | None = None,
+    padding: IntOrPair = 0,
+    ceil_mode: bool = False,
 ) -> tuple[Float[Array, "*b oh ow c"], Int[Array, "*b oh ow c"]]:
     """``max_pool`` and where each maximum was found: the "switches" of Zeiler and Fergus (arXiv:1311.2901).
 
     indices: int32, ``row * w + column`` in the plane before padding, the first maximum in row order, as torch.
-    Gradients and errors as in ``max_pool``; the indices are integers and carry none.
+    Options, gradients and errors as in ``max_pool``; the indices are integers and carry no gradient.
     """
-    axes = _axes(x, window, strides, padding, ceil_mode=False)
+    axes = _axes(x, window, strides, padding, ceil_mode)
     best, index = None, None
     for new, (rows, columns) in zip(_taps(x, axes, -jnp.inf), _positions(axes)):
         inside = _inside(axes, rows, columns)[..., None]
@@ -182,15 +188,16 @@ def local_response_norm(
 
 
 class _Axis:
-    """One spatial axis: its length, window, stride, padding and the number of windows."""
+    """One spatial axis: its length, window, stride, padding, dilation and the number of windows."""
 
-    def __init__(self, length, window, stride, padding, ceil_mode):
-        if window < 1 or stride < 1:
-            raise ValueError(f"window={window} and strides={stride} must be at least 1")
-        if not 0 <= 2 * padding <= window:
+    def __init__(self, length, window, stride, padding, dilation, ceil_mode):
+        if window < 1 or stride < 1 or dilation < 1:
+            raise ValueError(f"window={window}, strides={stride} and dilation={dilation} must be at least 1")
+        self.reach = dilation * (window - 1) + 1  # the cells that a window spans
+        if not 0 <= 2 * padding <= self.reach:
             raise ValueError(f"padding={padding} must lie between 0 and half of window={window}")
-        room = length + 2 * padding - window
-        self.length, self.window, self.stride, self.padding = length, window, stride, padding
+        room = length + 2 * padding - self.reach
+        self.length, self.window, self.stride, self.padding, self.dilation = length, window, stride, padding, dilation
         self.count = (-(-room // stride) if ceil_mode else room // stride) + 1
         if ceil_mode and (self.count - 1) * stride >= length + padding:
             self.count -= 1
@@ -199,18 +206,21 @@ class _Axis:
         self.starts = np.arange(self.count) * stride - padding
 
 
-def _axes(x, window, strides, padding, ceil_mode):
-    options = [pair(option) for option in (window, window if strides is None else strides, padding)]
+def _axes(x, window, strides, padding, ceil_mode, dilation=1):
+    options = [pair(option) for option in (window, window if strides is None else strides, padding, dilation)]
     return tuple(_Axis(x.shape[x.ndim - 3 + i], *(option[i] for option in options), ceil_mode) for i in range(2))
 
 
 def _pad(x, axes, value):
-    widths = [(a.padding, max(int(a.starts[-1]) + a.window - a.length, 0)) for a in axes]
+    widths = [(a.padding, max(int(a.starts[-1]) + a.reach - a.length, 0)) for a in axes]
     return jnp.pad(x, [(0, 0)] * (x.ndim - 3) + widths + [(0, 0)], constant_values=value)
 
 
 def _shifted(x, dimension, axis, tap):
-    return jax.lax.slice_in_dim(x, tap, tap + (axis.count - 1) * axis.stride + 1, stride=axis.stride, axis=dimension)
+    first = tap * axis.dilation
+    return jax.lax.slice_in_dim(
+        x, first, first + (axis.count - 1) * axis.stride + 1, stride=axis.stride, axis=dimension
+    )
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
@@ -248,8 +258,8 @@ def _take_taps(x, tap, dimension, axis):
     phases = [phase.squeeze(dimension + 1) for phase in jax.lax.split(x, (1,) * stride, axis=dimension + 1)]
     taken = jnp.zeros(tap.shape, x.dtype)
     for k in range(axis.window):
-        start = k // stride
-        cells = jax.lax.slice_in_dim(phases[k % stride], start, start + axis.count, axis=dimension)
+        start, phase = divmod(k * axis.dilation, stride)
+        cells = jax.lax.slice_in_dim(phases[phase], start, start + axis.count, axis=dimension)
         taken = jnp.where(tap == k, cells, taken)
     return taken
 

@@ -88,11 +88,36 @@ def test_max_pool_is_the_loop(options):
     )
     gradient = jax.grad(lambda x: (pool(x) * weights).sum())(x)
     np.testing.assert_array_equal(gradient, expected.reshape(x.shape))
-    if not ceil_mode:
-        got_values, got_indices = max_pool_with_indices(x, **keywords)
-        np.testing.assert_array_equal(got_values, values)
-        np.testing.assert_array_equal(got_indices, indices)
-        assert got_indices.dtype == jnp.int32
+    got_values, got_indices = max_pool_with_indices(x, ceil_mode=ceil_mode, **keywords)
+    np.testing.assert_array_equal(got_values, values)
+    np.testing.assert_array_equal(got_indices, indices)
+    assert got_indices.dtype == jnp.int32
+
+
+@pytest.mark.parametrize(
+    "options",  # window, strides, padding, dilation, ceil_mode
+    [(2, 1, 0, 4, False), (3, 2, 2, 3, False), ((2, 3), (3, 1), (1, 2), (3, 2), True), (3, 2, 0, 2, True)],
+    ids=str,
+)
+def test_max_pool_with_gaps_is_the_loop(options):
+    keywords = dict(zip(("window", "strides", "padding", "dilation", "ceil_mode"), options, strict=True))
+    pairs = [(v, v) if isinstance(v, int) else v for v in options[:4]]
+    x, weights = distinct(9, 11, dtype=np.float32), np.random.default_rng(1).integers(1, 9, (9, 11))
+    starts = [
+        [s for s, _ in windows(x.shape[i], gap[i] * (size[i] - 1) + 1, step[i], pad[i], options[4])]
+        for size, step, pad, gap in [pairs]
+        for i in (0, 1)
+    ]
+    wanted, gradient = np.empty([len(s) for s in starts], np.float32), np.zeros(x.shape)
+    for place in np.ndindex(*wanted.shape):
+        cells = [tuple(starts[i][place[i]] + pairs[3][i] * tap[i] for i in (0, 1)) for tap in np.ndindex(*pairs[0])]
+        best = max((c for c in cells if 0 <= c[0] < 9 and 0 <= c[1] < 11), key=x.__getitem__)
+        wanted[place] = x[best]
+        gradient[best] += weights[place]
+    pool = jax.jit(lambda x: max_pool(x[..., None], **keywords)[..., 0])
+    np.testing.assert_array_equal(pool(x), wanted)
+    cut = weights[: wanted.shape[0], : wanted.shape[1]]
+    np.testing.assert_array_equal(jax.grad(lambda x: (pool(x) * cut).sum())(x), gradient)
 
 
 @pytest.mark.parametrize("count_include_pad", [True, False])
@@ -127,9 +152,13 @@ def test_local_response_norm_is_the_loop(size):
     np.testing.assert_allclose(local_response_norm(x, size=size, alpha=0.5, beta=0.75, k=2.0), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("options", [(2, 2, 0), (3, 2, 1), (3, 1, 1), ((2, 3), (1, 2), (0, 1))], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [(2, 2, 0, False), (2, 2, 0, True), (3, 2, 1, False), (3, 2, 1, True), (3, 1, 1, False), ((2, 3), (1, 2), 0, True)],
+    ids=str,
+)
 def test_unpooling_puts_each_maximum_back_once(options):
-    keywords = dict(zip(("window", "strides", "padding"), options, strict=True))
+    keywords = dict(zip(("window", "strides", "padding", "ceil_mode"), options, strict=True))
     x = distinct(2, 6, 7, 3, dtype=np.float32) + 1
     values, indices = max_pool_with_indices(x, **keywords)
     restored = jax.jit(lambda v, i: max_unpool(v, i, output_size=(6, 7)))(values, indices)
@@ -205,8 +234,10 @@ def test_bad_options():
     for keywords, message in (
         (dict(window=0), "window"),
         (dict(window=2, strides=0), "strides"),
+        (dict(window=2, dilation=0), "dilation"),
         (dict(window=3, padding=2), "padding"),
         (dict(window=5), "does not fit"),
+        (dict(window=2, dilation=4), "does not fit"),
     ):
         with pytest.raises(ValueError, match=message):
             max_pool(x, **keywords)
