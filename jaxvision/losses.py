@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxvision.typing import Array, Float, Int
+from jaxvision import ops
+from jaxvision.typing import IGNORE, Array, Float, Int, Integer
 
 
 def smooth_l1(difference: Float[Array, "*n"], *, beta: float) -> Float[Array, "*n"]:
@@ -78,6 +79,102 @@ def weighted_mean(
         count = lax.pmean(count, axis_name)
     total = jnp.sum(jnp.where(weights > 0, values, 0) * weights)
     return jnp.where(count > 0, total / jnp.where(count > 0, count, 1), 0)
+
+
+# Of maps of classes, where 255 (IGNORE) neither trains nor counts. What a whole image enters into is computed for each
+# image, so that the mean over a batch does not depend on how many devices share it.
+
+
+def pixel_cross_entropy(
+    logits: Float[Array, "*b k"],
+    labels: Integer[Array, "*b"],
+    *,
+    class_weights: Float[Array, " k"] | None = None,
+    gamma: float = 0.0,
+) -> tuple[Float[Array, "*b"], Float[Array, "*b"]]:
+    """(loss in nats, weight) of each pixel, for ``weighted_mean``: the weight is 0 where no class is known, and that of
+    the pixel's class else. Multiply it by a map of weights where there is one.
+
+    gamma: of the focal loss (arXiv:1708.02002, section 3), times ``(1 - p)^gamma`` for the probability of the class.
+    """
+    logits = _precise(logits)
+    known = labels != IGNORE
+    own = jnp.where(known, labels, 0)
+    values = cross_entropy(logits, own)
+    if gamma:
+        values = (-jnp.expm1(-jnp.maximum(values, 1e-6))) ** gamma * values  # 0 has no slope below gamma = 1
+    weights = jnp.ones_like(values) if class_weights is None else jnp.asarray(class_weights, values.dtype)[own]
+    return values, weights * known
+
+
+def hardest(values: Float[Array, "b *n"], weights: Float[Array, "b *n"], *, share: int | float) -> Float[Array, "b *n"]:
+    """The weights of the ``share`` of each image's counted pixels that have the largest loss, rounded up; 0 elsewhere
+    (online bootstrapping, arXiv:1605.06885, section 3.2). Of equal losses at the threshold all stay.
+    Raises: ValueError for a share outside (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share={share} must be above 0 and at most 1")
+    flat = jnp.where(weights > 0, lax.stop_gradient(values), -jnp.inf).reshape(len(values), -1)
+    count = jnp.sum(flat > -jnp.inf, axis=1)
+    place = jnp.clip(jnp.ceil(share * count).astype(int) - 1, 0)
+    threshold = jnp.take_along_axis(-jnp.sort(-flat, axis=1), place[:, None], axis=1)
+    return weights * (flat >= threshold).reshape(values.shape)
+
+
+def dice(logits: Float[Array, "b h w k"], labels: Integer[Array, "b h w"], *, smooth: float = 1.0) -> Float[Array, " b"]:
+    """One minus the mean soft Dice coefficient ``(2 sum p y + smooth) / (sum p + sum y + smooth)`` of the classes that
+    an image has (V-Net, arXiv:1606.04797, section 3, with sums where that squares); 0 without any known pixel."""
+    probabilities, truth = _shares(logits, labels)
+    overlap, size = jnp.sum(probabilities * truth, (1, 2)), jnp.sum(truth, (1, 2))
+    coefficient = (2 * overlap + smooth) / (jnp.sum(probabilities, (1, 2)) + size + smooth)
+    return _mean_over(1 - coefficient, size > 0)
+
+
+def lovasz_softmax(logits: Float[Array, "b h w k"], labels: Integer[Array, "b h w"]) -> Float[Array, " b"]:
+    """The Lovász extension of the Jaccard loss of each class that an image has, their mean (arXiv:1705.08790, section
+    3.2, algorithm 1); 0 without any known pixel. A sort of all pixels a class."""
+    probabilities, truth = (x.reshape(x.shape[0], -1, x.shape[-1]) for x in _shares(logits, labels))
+    errors = jnp.abs(truth - probabilities)  # 0 where no class is known, and there last
+    order = jnp.argsort(-lax.stop_gradient(errors), axis=1, stable=True)
+    errors, sorted_truth = (jnp.take_along_axis(x, order, axis=1) for x in (errors, truth))
+    size = jnp.sum(truth, axis=1, keepdims=True)
+    missed = size - jnp.cumsum(sorted_truth, axis=1)
+    union = size + jnp.cumsum(1 - sorted_truth, axis=1)
+    jaccard = 1 - missed / union
+    slopes = jnp.diff(jaccard, axis=1, prepend=0)
+    return _mean_over(jnp.sum(errors * lax.stop_gradient(slopes), axis=1), size[:, 0] > 0)
+
+
+def boundary(logits: Float[Array, "b h w k"], labels: Integer[Array, "b h w"], *, radius: int = 2) -> Float[Array, " b"]:
+    """One minus the mean soft F1 score of the borders of the classes that an image has, where a border within
+    ``radius`` pixels of another counts as found (arXiv:1905.07852, section 3.2); 0 without any known pixel."""
+    probabilities, truth = _shares(logits, labels)
+    found, wanted = (_border(x) for x in (probabilities, truth))
+    near = dict(window=2 * radius + 1, strides=1, padding=radius)
+    precision = _ratio(jnp.sum(found * ops.max_pool(wanted, **near), (1, 2)), jnp.sum(found, (1, 2)))
+    recall = _ratio(jnp.sum(wanted * ops.max_pool(found, **near), (1, 2)), jnp.sum(wanted, (1, 2)))
+    return _mean_over(1 - _ratio(2 * precision * recall, precision + recall), jnp.sum(wanted, (1, 2)) > 0)
+
+
+def _border(inside):
+    """Where a 3x3 window reaches out of what is inside."""
+    return ops.max_pool(1 - inside, window=3, strides=1, padding=1) - (1 - inside)
+
+
+def _shares(logits, labels):
+    """Probabilities and the truth as 0 and 1, [b, h, w, k]; both 0 where no class is known."""
+    logits = _precise(logits)
+    known = (labels != IGNORE)[..., None]
+    truth = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    return jnp.where(known, jax.nn.softmax(logits), 0), jnp.where(known, truth, 0)
+
+
+def _mean_over(values, present):
+    return _ratio(jnp.sum(jnp.where(present, values, 0), axis=1), jnp.sum(present, axis=1, dtype=values.dtype))
+
+
+def _ratio(part, whole):
+    return jnp.where(whole > 0, part / jnp.where(whole > 0, whole, 1), 0)
 
 
 def _precise(x: Array) -> jax.Array:

@@ -34,8 +34,8 @@ TURNS = {  # what sets a picture of each orientation upright
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error)  # what Pillow raises of damaged files
 
 
-def open_picture(file: str | os.PathLike | io.BytesIO) -> Any:
-    """The picture as Pillow opens it, its pixels not yet decoded.
+def open_picture(file: str | os.PathLike | io.BytesIO, *, deep: bool = False) -> Any:
+    """The picture as Pillow opens it, its pixels not yet decoded; ``deep``: it may have integers of more than 8 bits.
 
     Raises: ValueError for another format than ``FORMATS``, and as ``check_picture``; and what Pillow raises for files
     that are missing or damaged.
@@ -49,17 +49,17 @@ def open_picture(file: str | os.PathLike | io.BytesIO) -> Any:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # or where warnings are errors
         raise ValueError(f"more than the {MAX_PIXELS:,} pixels that are read; make it smaller") from error
     try:
-        check_picture(picture)
+        check_picture(picture, deep=deep)
     except ValueError:
         picture.close()
         raise
     return picture
 
 
-def check_picture(picture: Any) -> None:
+def check_picture(picture: Any, *, deep: bool = False) -> None:
     """Raises: ValueError for a picture that is too large, too thin or too deep."""
     check_size(*picture.size)
-    if picture.mode.startswith(("I", "F")):  # Pillow would cut values beyond 255 off without a word
+    if picture.mode.startswith("F" if deep else ("I", "F")):  # Pillow would cut values beyond 255 off without a word
         raise ValueError(f"mode {picture.mode}: more than 8 bits a channel; scale it to 8 bits first")
 
 

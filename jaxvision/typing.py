@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int, Key, UInt8
+from jaxtyping import Bool, Float, Int, Integer, Key, UInt8
 
 Array = jax.Array | np.ndarray
 Variables = Mapping[str, Any]  # Flax variables: {"params": ..., "batch_stats": ...}
@@ -40,6 +40,7 @@ __all__ = [
     "Features",
     "Float",
     "Int",
+    "Integer",
     "Key",
     "Regions",
     "Segmentation",

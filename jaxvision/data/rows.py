@@ -9,9 +9,9 @@ from jaxvision.data.masks import on_boxes
 from jaxvision.data.regions import thinned
 from jaxvision.data.source import Example, size_of
 from jaxvision.data.transforms import central_crop, resize
-from jaxvision.typing import Regions, Targets
+from jaxvision.typing import IGNORE, Regions, Targets
 
-__all__ = ["ClassificationRows", "DetectionRows", "Rows", "cover", "fit"]
+__all__ = ["ClassificationRows", "DetectionRows", "Rows", "SegmentationRows", "cover", "fit"]
 
 Batch = dict[str, Any]
 
@@ -163,6 +163,39 @@ class DetectionRows:
         boxes = np.zeros((self.max_regions, 4), np.float32)
         boxes[: len(kept)] = kept
         return Regions(boxes, np.arange(self.max_regions) < len(kept))
+
+
+@dataclass(frozen=True)
+class SegmentationRows:
+    """``images`` uint8 [h, w, 3], zero in the padding at the right and bottom; ``image_sizes`` float32 [2], (h, w)
+    inside it; ``semantic`` uint8 [h, w], 255 in the padding; ``valid`` bool.
+
+    Images that do not fit are shrunk, and their maps with them.
+    """
+
+    def prepare(self, example: Example) -> Example:
+        if "semantic" not in example:
+            raise ValueError(f"maps of classes were asked for, but image {example.get('image_id')} has none")
+        return example
+
+    def frame(self, example: Example, shape: tuple[int, int]) -> Example:
+        return fit(example, shape)
+
+    def row(self, example: Example, shape: tuple[int, int], dropped: Any) -> Batch:
+        example = self.frame(example, shape)
+        size = example["image"].shape[:2]
+        row = self.empty(shape) | {"image_sizes": np.array(size, np.float32), "valid": np.True_}
+        row["images"][: size[0], : size[1]] = example["image"]
+        row["semantic"][: size[0], : size[1]] = example["semantic"]
+        return row
+
+    def empty(self, shape: tuple[int, int]) -> Batch:
+        return {
+            "images": np.zeros((*shape, 3), np.uint8),
+            "image_sizes": np.ones(2, np.float32),
+            "semantic": np.full(shape, IGNORE, np.uint8),
+            "valid": np.False_,
+        }
 
 
 def fit(example: Example, shape: tuple[int, int]) -> Example:

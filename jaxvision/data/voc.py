@@ -57,13 +57,7 @@ class VocDetection:
 
     def _read(self, folder: pathlib.Path, listing: str) -> None:
         path = folder / "ImageSets" / "Main" / f"{listing}.txt"
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such list of images; unpack VOC's archives, and name its VOCdevkit")
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: not text in UTF-8 ({error}); save it in that encoding") from error
-        names = [line.split()[0] for line in lines if line.strip()]
+        names = names_in(path)
         for name in filter(leads_out, names):
             self._problems.add(f"{path}: the image {name!r} leads out of the folder of images")
         names = [name for name in names if not leads_out(name)]
@@ -198,3 +192,17 @@ def _integer(element: ElementTree.Element, field: str) -> int:
     if value != int(value) or value < 1:
         raise ValueError(f"{field} is {value:g}, and should be a whole number of pixels")
     return int(value)
+
+
+def names_in(path: pathlib.Path) -> list[str]:
+    """The images of a list, by the first word of each line.
+
+    Raises: FileNotFoundError if there is no such list; ValueError if it is no text.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such list of images; unpack VOC's archives, and name its VOCdevkit")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not text in UTF-8 ({error}); save it in that encoding") from error
+    return [line.split()[0] for line in lines if line.strip()]
