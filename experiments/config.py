@@ -17,6 +17,7 @@ import tyro
 
 import jaxvision as jv
 from experiments import configs
+from experiments.classes import read_classes
 from experiments.command import (
     ABOUT_ERRORS,
     ONCE,
@@ -47,6 +48,7 @@ from jaxvision.registry import model_task
 Listing = Annotated[str, Rule('YEAR/LIST, such as "VOC2007/trainval"', re.compile(r"[^/]+/[^/]+").fullmatch)]
 Address = Annotated[str, Rule('host:port or "auto"', re.compile(r"auto|.+:\d{1,5}").fullmatch)]
 Enlargement = Annotated[float, Rule("above 0 and at most 10", lambda value: 0 < value <= 10)]
+PixelLoss = Literal["cross_entropy", "focal", "hard_pixels", "dice", "lovasz", "boundary"]
 MaskSide = Annotated[int, Rule("between 2 and 1024", lambda value: 2 <= value <= 1024)]
 
 
@@ -112,6 +114,8 @@ class Voc(Checked, prefix="--data."):
     val: Annotated[tuple[Listing, ...], SOME, ONCE] = ("VOC2007/test",)
     categories: Annotated[tuple[Name, ...], SOME, ONCE] = VOC_CATEGORIES
     """The names of the classes in label order; VOC's twenty by default."""
+    maps: Name = "SegmentationClass"
+    """For segmenters, the folder of the maps of classes; "SegmentationClassAug" goes with the list "trainaug"."""
     on_error: Literal["raise", "skip"] = "raise"
 
 
@@ -125,10 +129,52 @@ class Folders(Checked, prefix="--data."):
 
 
 @dataclasses.dataclass(frozen=True)
+class Cityscapes(Checked, prefix="--data."):
+    """Cityscapes as its archives unpack, with its 19 classes."""
+
+    root: Path
+    """The folder that has leftImg8bit and gtFine in it."""
+    train: Name = "train"
+    val: Name = "val"
+    on_error: Literal["raise", "skip"] = "raise"
+
+
+@dataclasses.dataclass(frozen=True)
+class Maps(Checked, prefix="--data."):
+    """Folders of pictures, and of PNG maps of classes with the same names."""
+
+    train_images: Path
+    train_maps: Path
+    val_images: Path
+    val_maps: Path
+    classes: Path
+    """A text file with the names of the classes, one a line, the first of class 0."""
+    zero_is_none: bool = False
+    """In the maps 0 is no class and 1 the first one, as in ADE20K; else 255 is none."""
+    on_error: Literal["raise", "skip"] = "raise"
+
+    def names(self) -> tuple[str, ...]:
+        return read_classes(self.classes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Panoptic(Checked, prefix="--data."):
+    """COCO's panoptic annotations, of which the classes are learnt: JSON files, and folders of PNG segments."""
+
+    train_images: Path
+    train_annotations: Path
+    train_maps: Path
+    val_images: Path
+    val_annotations: Path
+    val_maps: Path
+    on_error: Literal["raise", "skip"] = "raise"
+
+
+@dataclasses.dataclass(frozen=True)
 class Data:
     """The data alone."""
 
-    data: DigitScenes | Digits | DigitCrops | Tfds | Coco | Voc | Folders
+    data: DigitScenes | Digits | DigitCrops | Tfds | Coco | Voc | Folders | Cityscapes | Maps | Panoptic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +216,7 @@ class Optimizer(Checked, prefix="--optimizer."):
     name: Literal["sgd", "adamw"] = "sgd"
     learning_rate: Positive = 0.02
     """At the configured batch size."""
-    schedule: Literal["constant", "cosine", "step"] = "cosine"
+    schedule: Literal["constant", "cosine", "step", "poly"] = "cosine"
     milestones: Annotated[tuple[Count, ...], RISING, ONCE] = ()
     """Steps at which the step schedule divides the rate by ten."""
     warmup_steps: Number = 100
@@ -225,7 +271,7 @@ class Distributed(Checked, prefix="--distributed."):
 class Config(Checked):
     """One training run. The same command resumes it where it stopped."""
 
-    data: DigitScenes | Digits | DigitCrops | Tfds | Coco | Voc | Folders
+    data: DigitScenes | Digits | DigitCrops | Tfds | Coco | Voc | Folders | Cityscapes | Maps | Panoptic
     model: str
     """A name from jaxvision.list_models()."""
     model_options: dict[str, int | float | bool | str | tuple[float, ...]] = dataclasses.field(default_factory=dict)
@@ -251,6 +297,12 @@ class Config(Checked):
     augmentation: Augmentation = Augmentation()
     label_smoothing: Below1 = 0.0
     """Share of the uniform distribution in the labels of classifiers."""
+    pixel_losses: Annotated[tuple[PixelLoss, ...], SOME, ONCE] = ("cross_entropy",)
+    """What segmenters minimise the sum of."""
+    class_weights: tuple[NotNegative, ...] = ()
+    """Of the classes in the cross-entropy of segmenters, in label order; all 1 by default."""
+    hard_share: Area = 0.25
+    """The share of each image's pixels that hard_pixels takes, those with the largest cross-entropy."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """What the network computes in while it trains; parameters, losses and evaluation are float32 in any case."""
     batch_size: Count = 16
@@ -337,6 +389,8 @@ class Config(Checked):
         for option, value in {**mixes, "--label-smoothing": self.label_smoothing}.items():
             if value:
                 yield f"{option} is {value}, but is for classifiers, and {self.model} is for {task}"
+        if task == "segmentation" and isinstance(self.data, Digits | DigitCrops | Folders | Coco | Tfds):
+            yield f"--data: {type(self.data).__name__} has no maps of classes, which {self.model} learns"
         if self.eval_crop != 1:
             yield f"--eval-crop is {self.eval_crop}, but is for classifiers, and {self.model} is for {task}"
 
@@ -359,6 +413,9 @@ DATA = {
     "coco": Coco,
     "voc": Voc,
     "folders": Folders,
+    "cityscapes": Cityscapes,
+    "maps": Maps,
+    "panoptic": Panoptic,
 }
 
 
@@ -432,8 +489,13 @@ def to_validate(data: Any) -> Any:
             return Coco(images, annotations, on_error=data.on_error)
         case Tfds():
             return dataclasses.replace(data, train_split=data.val_split)
-        case Voc() | Folders():
+        case Voc() | Folders() | Cityscapes():
             return dataclasses.replace(data, train=data.val)
+        case Maps():
+            return dataclasses.replace(data, train_images=data.val_images, train_maps=data.val_maps)
+        case Panoptic():
+            same = {f"train_{name}": getattr(data, f"val_{name}") for name in ("images", "annotations", "maps")}
+            return dataclasses.replace(data, **same)
     return data
 
 

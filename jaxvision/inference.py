@@ -1,8 +1,9 @@
-"""Detection for people: images of any size in, detections in their own pixels out.
+"""Detection and segmentation for people: images of any size in, what is in them in their own pixels out.
 
-A ``Detect`` is any function (variables, images [b, h, w, c], image_sizes [b, 2]) -> Detections: ``detect_with(model)``,
-or one that ``flipped_and_scaled`` or ``tiled`` made of another. They are pure, so they compose, and ``jax.jit`` takes
-them whole. A detector that is given its regions takes those as a fourth argument, and in no views but the image itself.
+A ``Detect`` is any function (variables, images [b, h, w, c], image_sizes [b, 2]) -> Detections or Segmentation:
+``detect_with(model)``, or one that ``flipped_and_scaled`` or ``tiled`` made of another. They are pure, so they compose,
+and ``jax.jit`` takes them whole. A detector that is given its regions takes those as a fourth argument, and in no views
+but the image itself.
 """
 
 import functools
@@ -15,18 +16,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxvision import ops
+from jaxvision.layers.segmenter import Segmenter, segmentation
 from jaxvision.pictures import DAMAGE, open_picture, upright, upright_size
-from jaxvision.typing import Array, Bool, Detections, Float, Regions, Variables
+from jaxvision.typing import Array, Bool, Detections, Float, Regions, Segmentation, Variables
 
 __all__ = ["Detect", "detect_with", "flipped_and_scaled", "predict", "tiled"]
 
-Detect = Callable[..., Detections]
+Detect = Callable[..., Detections | Segmentation]
 
 
 @functools.cache
 def detect_with(model: nn.Module) -> Detect:
-    """The model's own detections; compiled once a shape, however often it is asked for."""
-    return jax.jit(lambda variables, *inputs: model.apply(variables, *inputs, method="detect"))
+    """The model's own detections, or segmentation; compiled once a shape, however often it is asked for."""
+    method = "segment" if isinstance(model, Segmenter) else "detect"
+    return jax.jit(lambda variables, *inputs: model.apply(variables, *inputs, method=method))
 
 
 @functools.cache
@@ -51,8 +54,9 @@ def predict(
     shapes: Sequence[tuple[int, int]] | None = None,
     bucket: int | None = None,
     min_score: int | float = 0.0,
-) -> list[Detections]:
-    """What is in each image: NumPy arrays with a row a detection, best first, boxes in pixels of the image as given.
+) -> list[Detections] | list[Segmentation]:
+    """What is in each image: NumPy arrays with a row a detection, best first, boxes in pixels of the image as given; or
+    the classes and probabilities of its pixels, whose probabilities are resized to the image as given, bilinear.
 
     images: files, Pillow images or uint8 arrays, whatever ``preprocessing`` takes: that of a weights record
     (``get_record(...).preprocessing``) or of a run. Its ``pixels`` makes bytes of the size that the network takes, and
@@ -74,7 +78,7 @@ def predict(
         if len(regions) != len(prepared):
             raise ValueError(f"{len(prepared)} images, but regions for {len(regions)}")
         room = _multiple(max(map(len, regions), default=1), 64)
-    found: dict[int, Detections] = {}
+    found: dict[int, Detections | Segmentation] = {}
     for shape in dict.fromkeys(padded):
         members = [index for index, other in enumerate(padded) if other == shape]
         for first in range(0, len(members), batch_size):
@@ -92,12 +96,16 @@ def predict(
             for row, index in enumerate(rows):
                 pixels, original = prepared[index]
                 one = jax.tree.map(lambda leaf, row=row: leaf[row], together)
-                found[index] = _in_original_pixels(one, pixels.shape[:2], original, min_score)
+                if isinstance(one, Segmentation):
+                    found[index] = _at_original_size(one, pixels.shape[:2], original)
+                else:
+                    found[index] = _in_original_pixels(one, pixels.shape[:2], original, min_score)
     return [found[index] for index in range(len(prepared))]
 
 
 def flipped_and_scaled(detect: Detect, *, flip: bool = True, scales: tuple[int | float, ...] = (1.0,)) -> Detect:
-    """Test-time augmentation: the detections in views of the image, mirrored and at several scales, merged by NMS.
+    """Test-time augmentation: the detections in views of the image, mirrored and at several scales, merged by NMS; or
+    the mean of the probabilities that its pixels have in them.
 
     Every view is a window of the image, sampled by RoIAlign onto the input's own grid enlarged by the largest scale (to
     multiples of 32), and all views of an image are one batch of the network. Merging keeps as many detections as
@@ -116,26 +124,38 @@ def flipped_and_scaled(detect: Detect, *, flip: bool = True, scales: tuple[int |
     def canvas(shape):
         return tuple(_multiple(side * max(*scales, 1.0), 32) for side in shape)
 
-    return _over_views(detect, views, canvas)
+    def mean(found, windows, mirrored, size):
+        return jax.vmap(functools.partial(_mean_of_views, size=size))(found, windows, mirrored)
+
+    return _over_views(detect, views, canvas, mean)
 
 
-def tiled(detect: Detect, *, size: tuple[int, int], overlap: int | float = 0.25) -> Detect:
+def tiled(
+    detect: Detect, *, size: tuple[int, int], overlap: int | float = 0.25, margin: int = 0, stride: int = 1
+) -> Detect:
     """For images larger than the network's input: detections in overlapping tiles of ``size`` = (height, width), merged
-    by NMS within each class.
+    by NMS within each class; or the mean of the probabilities that pixels have in the tiles.
 
     Neighbours share at least ``overlap`` of a side; an object larger than that may be found in parts.
-    Raises: ValueError if the overlap is not in [0, 1).
+    margin, for segmenters: pixels so near to a tile's border, unless it is the image's, are taken from other tiles
+    alone (the overlap-tile strategy of U-Net, arXiv:1505.04597, figure 2). With half the receptive field as margin, and
+    tiles that start at multiples of the network's ``stride``, the result is that of the whole image. Where tiles reach
+    beyond the image they see zeros.
+    Raises: ValueError if the overlap is not in [0, 1), or has no room for two margins.
     """
     if not 0 <= overlap < 1:
         raise ValueError(f"overlap={overlap}: neighbouring tiles share a part in [0, 1) of their side")
-
-    def starts(length, side):
-        count = 1 if length <= side else int(np.ceil((length - side) / (side * (1 - overlap)))) + 1
-        return np.linspace(0, max(length - side, 0), count).round()
+    if 2 * margin + stride - 1 > overlap * min(size):
+        raise ValueError(
+            f"margin={margin}: tiles of {size} that share {overlap} of a side leave gaps between what is inside their "
+            "margins; take a larger overlap or larger tiles"
+        )
 
     def detect_in_tiles(variables, images, image_sizes, regions=None):
-        top, left = np.meshgrid(*(starts(n, side) for n, side in zip(images.shape[1:3], size)), indexing="ij")
-        low = np.stack([left.ravel(), top.ravel()], axis=1).astype(np.float32)
+        starts = [_starts(n, side, overlap, stride) for n, side in zip(images.shape[1:3], size)]
+        top, left = np.meshgrid(*starts, indexing="ij")
+        corners = np.stack([top.ravel(), left.ravel()], axis=1)
+        low = corners[:, ::-1].astype(np.float32)
         windows = jnp.asarray(np.concatenate([low, low + np.array(size[::-1], np.float32)], axis=1))
         mirrored = jnp.zeros(len(low), bool)
 
@@ -143,13 +163,26 @@ def tiled(detect: Detect, *, size: tuple[int, int], overlap: int | float = 0.25)
             inside = jnp.clip(true_size[None] - windows[:, 1::-1], 0, jnp.asarray(size, jnp.float32)[None])
             return windows, mirrored, inside
 
-        return _over_views(detect, views, lambda _: size)(variables, images, image_sizes, regions)
+        def mean(found, windows, mirrored, size):
+            place = functools.partial(_mean_of_tiles, corners=corners, size=size, margin=margin)
+            return jax.vmap(place)(found.probabilities)
+
+        return _over_views(detect, views, lambda _: size, mean)(variables, images, image_sizes, regions)
 
     return detect_in_tiles
 
 
-def _over_views(detect: Detect, views: Callable, canvas: Callable) -> Detect:
-    """``detect`` in all views of each image at once, their boxes taken back into the image and merged."""
+def _starts(length: int, side: int, overlap: int | float, stride: int) -> np.ndarray:
+    """Where the tiles along an axis begin: the first at 0, the last so that it reaches the end, or beyond it where that
+    is no multiple of ``stride``."""
+    count = 1 if length <= side else int(np.ceil((length - side) / (side * (1 - overlap)))) + 1
+    starts = np.linspace(0, max(length - side, 0), count).round().astype(int)
+    return np.unique(np.append(starts[:-1] // stride, -(-starts[-1:] // stride))) * stride
+
+
+def _over_views(detect: Detect, views: Callable, canvas: Callable, mean: Callable) -> Detect:
+    """``detect`` in all views of each image at once, their boxes taken back into the image and merged; of maps the
+    ``mean`` of the views' [b, v, ...], and where these lie."""
 
     @jax.jit
     def detect_in_views(variables, images, image_sizes, regions=None):
@@ -167,6 +200,9 @@ def _over_views(detect: Detect, views: Callable, canvas: Callable) -> Detect:
         crops, windows, mirrored, inside = jax.vmap(cut)(images, image_sizes)
         flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), (crops, inside))
         found = detect(variables, *flat)
+        if isinstance(found, Segmentation):
+            found = jax.tree.map(lambda leaf: leaf.reshape(len(images), -1, *leaf.shape[1:]), found)
+            return segmentation(mean(found, windows, mirrored, images.shape[1:3]), image_sizes)
         limit = found.boxes.shape[1]
         found = jax.vmap(functools.partial(_into_image, canvas=size))(
             found, *(leaf.reshape(-1, *leaf.shape[2:]) for leaf in (windows, mirrored))
@@ -201,6 +237,39 @@ def _merge(found: Detections, *, limit: int, iou_threshold: float = 0.5) -> Dete
         return jnp.where(valid.reshape(-1, *(1,) * (leaf.ndim - 1)), leaf, value)
 
     return jax.tree.map(lambda leaf: blank(leaf, 0), merged)._replace(labels=blank(merged.labels, -1), valid=valid)
+
+
+def _mean_of_tiles(probabilities, corners, size, margin):
+    """Of pixels in the tiles [v, h, w, k] whose corners (top, left) are given, outside the margins; [h, w, k]."""
+    tile, (height, width) = probabilities.shape[1:3], size
+    reach = [max(int(corner) + side for corner in column) for column, side in zip(corners.T, tile)]
+    total = jnp.zeros((*reach, probabilities.shape[-1]), probabilities.dtype)
+    count = np.zeros((*reach, 1), np.float32)
+    for own, corner in zip(probabilities, corners.tolist()):
+        inner = [
+            slice(0 if low == 0 else low + margin, low + side if low + side >= length else low + side - margin)
+            for low, side, length in zip(corner, tile, (height, width))
+        ]
+        part = tuple(slice(cut.start - low, cut.stop - low) for cut, low in zip(inner, corner))
+        total = total.at[tuple(inner)].add(own[part])
+        count[tuple(inner)] += 1
+    return (total / np.maximum(count, 1))[:height, :width]
+
+
+def _mean_of_views(found: Segmentation, windows, mirrored, *, size):
+    """Of what the views [v, h, w, k] show of each pixel of an image, by bilinear samples; [h, w, k]."""
+    height, width = size
+    maps = jnp.concatenate([found.probabilities, found.valid[..., None].astype(found.probabilities.dtype)], axis=-1)
+    maps = jnp.where(mirrored[:, None, None, None], maps[:, :, ::-1], maps)
+    total = jnp.zeros((height, width, maps.shape[-1]), maps.dtype)
+    for view, (left, top, right, bottom) in zip(maps, windows):
+        x, y = view.shape[1] / (right - left), view.shape[0] / (bottom - top)
+        whole = jnp.stack([-left * x, -top * y, (width - left) * x, (height - top) * y])  # the image in the view
+        shown = ops.roi_align(view, whole[None], size=size, sampling_ratio=1, aligned=True)[0]
+        rows, columns = jnp.arange(height) + 0.5, jnp.arange(width) + 0.5
+        inside = ((rows > top) & (rows < bottom))[:, None] & ((columns > left) & (columns < right))[None, :]
+        total = total + jnp.where(inside[..., None], shown, 0)
+    return total[..., :-1] / jnp.maximum(total[..., -1:], 1e-6)
 
 
 def _prepared(index: int, image: Any, preprocessing: Any) -> tuple[np.ndarray, tuple[int, int]]:
@@ -257,3 +326,11 @@ def _in_original_pixels(found: Detections, size, original, min_score: float) -> 
     scale = np.array([original[1] / size[1], original[0] / size[0]] * 2, np.float32)
     kept = found.valid & (found.scores >= min_score)
     return jax.tree.map(lambda leaf: leaf[kept], found._replace(boxes=found.boxes * scale))
+
+
+def _at_original_size(found: Segmentation, size, original) -> Segmentation:
+    """The part inside the padding, its probabilities resized to the image as given."""
+    probabilities = found.probabilities[: size[0], : size[1]]
+    if size != original:
+        probabilities = np.asarray(ops.resize(probabilities, size=original))
+    return Segmentation(probabilities.argmax(-1), probabilities, np.ones(original, bool))

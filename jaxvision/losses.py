@@ -121,7 +121,9 @@ def hardest(values: Float[Array, "b *n"], weights: Float[Array, "b *n"], *, shar
     return weights * (flat >= threshold).reshape(values.shape)
 
 
-def dice(logits: Float[Array, "b h w k"], labels: Integer[Array, "b h w"], *, smooth: float = 1.0) -> Float[Array, " b"]:
+def dice(
+    logits: Float[Array, "b h w k"], labels: Integer[Array, "b h w"], *, smooth: float = 1.0
+) -> Float[Array, " b"]:
     """One minus the mean soft Dice coefficient ``(2 sum p y + smooth) / (sum p + sum y + smooth)`` of the classes that
     an image has (V-Net, arXiv:1606.04797, section 3, with sums where that squares); 0 without any known pixel."""
     probabilities, truth = _shares(logits, labels)
@@ -145,7 +147,9 @@ def lovasz_softmax(logits: Float[Array, "b h w k"], labels: Integer[Array, "b h 
     return _mean_over(jnp.sum(errors * lax.stop_gradient(slopes), axis=1), size[:, 0] > 0)
 
 
-def boundary(logits: Float[Array, "b h w k"], labels: Integer[Array, "b h w"], *, radius: int = 2) -> Float[Array, " b"]:
+def boundary(
+    logits: Float[Array, "b h w k"], labels: Integer[Array, "b h w"], *, radius: int = 2
+) -> Float[Array, " b"]:
     """One minus the mean soft F1 score of the borders of the classes that an image has, where a border within
     ``radius`` pixels of another counts as found (arXiv:1905.07852, section 3.2); 0 without any known pixel."""
     probabilities, truth = _shares(logits, labels)

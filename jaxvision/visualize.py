@@ -15,11 +15,23 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from jaxvision.typing import Array, Bool, Detections, Float, Int, Targets
+from jaxvision.typing import IGNORE, Array, Bool, Detections, Float, Int, Integer, Targets
 
 logger = logging.getLogger("jaxvision")
 
-__all__ = ["class_color", "draw_boxes", "draw_classes", "draw_detections", "draw_masks", "draw_targets", "grid"]
+__all__ = [
+    "class_color",
+    "color_map",
+    "draw_boxes",
+    "draw_classes",
+    "draw_detections",
+    "draw_masks",
+    "draw_segmentation",
+    "draw_table",
+    "draw_targets",
+    "grid",
+    "label_picture",
+]
 
 PLACEHOLDERS = "Last Resort"  # a font that matplotlib brings: every character is a box
 LONGEST_NAME = 100  # characters; no tag has room for as many
@@ -163,10 +175,96 @@ def draw_classes(
         draw.text((width - 8, top_edge), percent, fill=(90, 90, 90), font=plain, anchor="ra")
         draw.rectangle((8, top_edge + 21, width - 9, top_edge + 28), fill=(235, 235, 235))
         draw.rectangle((8, top_edge + 21, max(end, 10), top_edge + 28), fill=class_color(label))
+    return _beside(picture, panel)
+
+
+def _beside(picture: np.ndarray, panel: Image.Image) -> np.ndarray:
+    """A picture and what stands to its right, both in the middle."""
     height = max(picture.shape[0], panel.height)
-    canvas = Image.new("RGB", (picture.shape[1] + width, height), "white")
+    canvas = Image.new("RGB", (picture.shape[1] + panel.width, height), "white")
     canvas.paste(Image.fromarray(picture), (0, (height - picture.shape[0]) // 2))
     canvas.paste(panel, (picture.shape[1], (height - panel.height) // 2))
+    return np.asarray(canvas)
+
+
+def color_map(labels: Integer[Array, "h w"]) -> np.ndarray:
+    """A map of classes in their colours; white where there is none (255, or less than 0)."""
+    labels = np.asarray(labels, np.int32)
+    known = (labels >= 0) & (labels != IGNORE)
+    colors = np.array([class_color(label) for label in range(int(labels[known].max(initial=0)) + 1)], np.uint8)
+    return np.where(known[..., None], colors[np.where(known, labels, 0)], np.uint8(255))
+
+
+def draw_segmentation(
+    image: Array,
+    labels: Integer[Array, "h w"],
+    *,
+    names: Sequence[Any] | None = None,
+    opacity: float = 0.55,
+    background: int | None = None,
+    scale: int | None = None,
+) -> np.ndarray:
+    """An image under the colours of its classes, which a legend beside it names, the largest first.
+
+    background: a class that is left as it is. scale: as in ``draw_detections``.
+    """
+    scale = _readable(image) if scale is None else scale
+    labels = np.asarray(labels, np.int32)
+    large = np.repeat(np.repeat(labels, scale, 0), scale, 1)
+    picture = _enlarged(image, scale)
+    painted = (large >= 0) & (large != IGNORE) & (large != (-1 if background is None else background))
+    blend = (1 - opacity) * picture + opacity * color_map(large)
+    picture = np.where(painted[..., None], np.round(blend), picture).astype(np.uint8)
+    classes, pixels = np.unique(labels[(labels >= 0) & (labels != IGNORE)], return_counts=True)
+    order = np.argsort(-pixels, kind="stable")
+    row, width = 26, 250
+    rows = [(classes[i], pixels[i] / labels.size) for i in order][: max(1, (max(len(picture), 200) - 8) // row)]
+    panel = Image.new("RGB", (width, row * len(rows) + 8), "white")
+    draw = ImageDraw.Draw(panel)
+    for i, (label, share) in enumerate(rows):
+        name, percent = _name(int(label), names), f"{100 * share:.1f}%"
+        font, plain = _font(name, 15), _font("", 15)
+        top = 6 + i * row
+        draw.rectangle((8, top, 26, top + 18), fill=class_color(label), outline=(120, 120, 120))
+        draw.text((34, top), _shortened(name, font, width - 52 - plain.getlength(percent)), (20, 20, 20), font)
+        draw.text((width - 8, top), percent, fill=(90, 90, 90), font=plain, anchor="ra")
+    return _beside(picture, panel)
+
+
+def label_picture(labels: Integer[Array, "h w"]) -> Image.Image:
+    """A map of classes as a picture of numbers with a palette, which data sets hold as PNG; 255 where there is none."""
+    picture = Image.fromarray(np.where(np.asarray(labels) < 0, IGNORE, np.asarray(labels)).astype(np.uint8), mode="L")
+    palette = [channel for label in range(IGNORE) for channel in class_color(label)] + [255, 255, 255]
+    picture = picture.convert("P")
+    picture.putpalette(palette)
+    return picture
+
+
+def draw_table(table: Integer[Array, "k k"], *, names: Sequence[Any] | None = None) -> np.ndarray:
+    """A table of ``evaluate.confusion``: of each class (rows) the shares of its pixels by what they were taken for."""
+    table = np.asarray(table, np.float64)
+    shares = table / np.maximum(table.sum(1, keepdims=True), 1)
+    cell = 30 if len(table) <= 40 else 12
+    labels = [_shortened(_name(i, names), _font(_name(i, names), 14), 150) for i in range(len(table))]
+    margin = 14 + round(max(_font(label, 14).getlength(label) for label in labels))
+    side = margin + cell * len(table) + 8
+    canvas = Image.new("RGB", (side, side), "white")
+    draw = ImageDraw.Draw(canvas)
+    turned = Image.new("L", (side, margin), 0)  # names of the columns, written along the rows and turned
+    for i, label in enumerate(labels):
+        place = margin + i * cell + cell // 2
+        draw.text((margin - 6, place), label, fill=(20, 20, 20), font=_font(label, 14), anchor="rm")
+        word = Image.new("L", (margin, cell), 0)
+        ImageDraw.Draw(word).text((6, cell // 2), label, fill=255, font=_font(label, 14), anchor="lm")
+        turned.paste(word.rotate(90, expand=True), (margin + i * cell, 0))
+        for j, share in enumerate(shares[i]):
+            left, grey = margin + j * cell, round(255 * (1 - share))
+            shade = (grey, grey, 255) if i == j else (255, grey, grey)
+            draw.rectangle((left, place - cell // 2, left + cell - 2, place + cell - cell // 2 - 2), fill=shade)
+            if cell == 30 and share >= 0.005:
+                text = (255, 255, 255) if share > 0.6 else (60, 60, 60)
+                draw.text((left + cell // 2, place), f"{100 * share:.0f}", text, _font("", 12), anchor="mm")
+    canvas.paste((20, 20, 20), (0, 0), turned)
     return np.asarray(canvas)
 
 

@@ -10,7 +10,9 @@ from jaxvision.typing import IGNORE, Array, Float, Int, Integer
 __all__ = ["border_counts", "border_score", "confusion", "segmentation_figures"]
 
 
-def confusion(labels: Integer[Array, "*b h w"], truth: Integer[Array, "*b h w"], *, num_classes: int) -> Int[Array, "k k"]:
+def confusion(
+    labels: Integer[Array, "*b h w"], truth: Integer[Array, "*b h w"], *, num_classes: int
+) -> Int[Array, "k k"]:
     """How many pixels of each class (rows) were taken for which (columns); those whose truth is 255 do not count."""
     cells = jnp.where(truth == IGNORE, num_classes**2, truth.astype(jnp.int32) * num_classes + labels)
     return jnp.bincount(cells.ravel(), length=num_classes**2 + 1)[:-1].reshape(num_classes, num_classes)

@@ -25,9 +25,14 @@ class Segmenter(nn.Module, kw_only=True):
         """The most probable class of each pixel, and the probabilities (softmax). ``image_sizes`` [b, 2]: the true
         (height, width) inside the padding, the whole input if None. Differentiable: probabilities have gradients with
         respect to images and parameters."""
-        probabilities = jax.nn.softmax(self(images)[0])
-        sizes = sizes_or_whole(image_sizes, images)
-        inside = [jnp.arange(side)[None] < sizes[:, axis, None] for axis, side in enumerate(images.shape[1:3])]
-        valid = inside[0][:, :, None] & inside[1][:, None, :]
-        labels = jnp.where(valid, jnp.argmax(probabilities, axis=-1), -1)
-        return Segmentation(labels, jnp.where(valid[..., None], probabilities, 0), valid)
+        return segmentation(jax.nn.softmax(self(images)[0]), sizes_or_whole(image_sizes, images))
+
+
+def segmentation(probabilities: Float[Array, "b h w k"], image_sizes: Float[Array, "b 2"]) -> Segmentation:
+    """The most probable classes inside images of these (height, width)."""
+    rows, columns = (
+        jnp.arange(side)[None] < image_sizes[:, axis, None] for axis, side in enumerate(probabilities.shape[1:3])
+    )
+    valid = rows[:, :, None] & columns[:, None, :]
+    labels = jnp.where(valid, jnp.argmax(probabilities, axis=-1), -1)
+    return Segmentation(labels, jnp.where(valid[..., None], probabilities, 0), valid)

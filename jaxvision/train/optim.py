@@ -19,9 +19,11 @@ def schedule(
     milestones: tuple[int, ...] = (),
     gamma: float = 0.1,
 ) -> optax.Schedule:
-    """The learning rate as a function of the step: a linear warm-up, then ``constant``, ``cosine`` or ``step``.
+    """The learning rate as a function of the step: a linear warm-up, then ``constant``, ``cosine``, ``step``
+    or ``poly``.
 
-    ``cosine`` falls to 0 at ``total_steps``; ``step`` is multiplied by ``gamma`` at each of ``milestones`` (counted
+    ``cosine`` falls to 0 at ``total_steps``, and so does ``poly``, as ``(1 - step / total) ** 0.9`` (DeepLab,
+    arXiv:1606.00915, section 4.1); ``step`` is multiplied by ``gamma`` at each of ``milestones`` (counted
     from step 0, warm-up included). The warm-up's first step already moves: it uses 1/warmup_steps of the peak.
     Raises: ValueError for an unknown name, a value out of its range, or a warm-up that is not shorter than the run.
     """
@@ -36,12 +38,14 @@ def schedule(
         after = optax.constant_schedule(learning_rate)
     elif name == "cosine":
         after = optax.cosine_decay_schedule(learning_rate, total_steps - warmup_steps)
+    elif name == "poly":
+        after = optax.polynomial_schedule(learning_rate, 0.0, 0.9, total_steps - warmup_steps)
     elif name == "step":
         # join_schedules restarts the count after the warm-up; milestones are counted from the start of the run.
         drops = {milestone - warmup_steps: gamma for milestone in milestones}
         after = optax.piecewise_constant_schedule(learning_rate, drops)
     else:
-        raise ValueError(f"unknown schedule {name!r}; choose constant, cosine or step")
+        raise ValueError(f"unknown schedule {name!r}; choose constant, cosine, step or poly")
     if warmup_steps == 0:
         return after
     warmup = optax.linear_schedule(learning_rate / warmup_steps, learning_rate, warmup_steps - 1)
