@@ -98,4 +98,26 @@ DETECTORS = [
     Row("multibox_alexnet", 58_916_724, "AlexNet's layers but its last, and 500 outputs of 4,096 inputs", size=224),
     Row("multibox_small", None, "ours", size=128, run=True),
 ]
-ROWS = CLASSIFIERS + DETECTORS
+AUXILIARY = "torchvision 0.29 meta['num_params'] without the auxiliary head"
+SEGMENTERS = [
+    Row("fcn_resnet50", 32_957_013, AUXILIARY),
+    Row("fcn_resnet101", 51_949_141, AUXILIARY),
+    Row("fcn", 32_957_013, AUXILIARY),
+    Row("fcn_small", None, "ours", run=True),
+    Row("deeplabv3_resnet50", 39_638_869, AUXILIARY),
+    Row("deeplabv3_resnet101", 58_630_997, AUXILIARY),
+    Row("deeplabv3", 39_638_869, AUXILIARY),
+    Row("deeplabv3_small", None, "ours", run=True),
+    Row("unet", 31_031_810, "the sum of the layers of figure 1, from three channels", size=188),
+    Row("unet_padded", 31_031_810, "as unet"),
+    Row("unet_small", None, "ours", run=True),
+    Row("unet_encoder", None, "ours"),
+    Row("gridnet", 13_181_097, "the sum of the layers of the authors' release"),
+    Row("gridnet_small", None, "ours", run=True),
+    Row("dilated_vgg16", 134_346_581, "VGG-16's layers, of which the last is 1 x 1 to 21 classes", size=200),
+    Row("dilated_small", None, "ours", run=True),
+    Row("deconvnet", 251_805_653, "the sum of the layers of the supplement's table", size=224),
+    Row("deconvnet_small", None, "ours", run=True),
+    Row("patchwise_small", None, "ours", run=True),
+]
+ROWS = CLASSIFIERS + DETECTORS + SEGMENTERS

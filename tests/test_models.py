@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from model_table import CLASSIFIERS, DETECTORS, ROWS
+from model_table import CLASSIFIERS, DETECTORS, ROWS, SEGMENTERS
 
 import jaxvision as jv
 from jaxvision.models.resnet import ResNet
@@ -61,6 +61,7 @@ def targets(row, batch=2, objects=3):
 def test_every_registered_model_has_a_row():
     assert sorted(row.name for row in ROWS) == jv.list_models()
     assert sorted(row.name for row in DETECTORS) == jv.list_models(task="detection")
+    assert sorted(row.name for row in SEGMENTERS) == jv.list_models(task="segmentation")
 
 
 @ids([row for row in ROWS if row.parameters])
@@ -109,6 +110,38 @@ def test_classifier(row):
         np.testing.assert_array_equal(old, new)
 
 
+@ids([row for row in SEGMENTERS if row.run])
+def test_segmenter(row):
+    """Logits at the size of images of any size, gradients and statistics everywhere; folded norms change nothing."""
+    model, images = jv.get_model(row.name, num_classes=5), inputs(row)[:, :50, :63]
+    variables = variables_of(model, images)
+    apply = jax.jit(functools.partial(model.apply, mutable=["batch_stats"]))
+    (logits, features), unchanged = apply(variables, images)
+    assert logits.shape == (2, 50, 63, 5) and bool(jnp.isfinite(logits).all())
+    assert features and all(feature.ndim == 4 for feature in features.values())
+
+    def loss(params):
+        (logits, _), updates = model.apply(
+            {**variables, "params": params},
+            images,
+            train=True,
+            rngs={"sample": jax.random.key(3)},
+            mutable=["batch_stats"],
+        )
+        return jnp.square(logits - jnp.arange(5.0)[None, None, None]).sum(), updates
+
+    grads, updates = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+    silent = [path for path, leaf in jax.tree.leaves_with_path(grads) if not jnp.any(leaf != 0)]
+    assert not silent, f"no gradient reaches {[jax.tree_util.keystr(path) for path in silent]}"
+    before = variables.get("batch_stats", {})
+    moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), before, dict(updates).get("batch_stats", {}))
+    assert all(jax.tree.leaves(moved))
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(unchanged)):
+        np.testing.assert_array_equal(old, new)
+    (got, _), _ = apply(jv.fold_batch_norm(model, variables), images)
+    np.testing.assert_allclose(got, logits, rtol=1e-3, atol=1e-3 * np.abs(logits).max())
+
+
 def test_jit_is_eager():
     """One model, as eager execution compiles each layer apart and so takes long."""
     row = next(row for row in CLASSIFIERS if row.name == "squeezenet1_1")
@@ -119,7 +152,7 @@ def test_jit_is_eager():
 
 
 @ids(
-    [row for row in ROWS if row.run],
+    [row for row in CLASSIFIERS + DETECTORS if row.run],
     slow={"resnext50_32x4d", "mnasnet0_5", "ssd_small", "yolo_small", "multibox_small"},
 )
 def test_folded_batch_norm(row):

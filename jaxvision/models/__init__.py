@@ -2,13 +2,16 @@
 
 from jaxvision.models import (
     alexnet,
+    deconvnet,
     deeplab,
     densenet,
+    dilation,
     fast_rcnn,
     faster_rcnn_c4,
     fcn,
     generalized_rcnn,
     googlenet,
+    gridnet,
     inception,
     mnasnet,
     mobilenet,
@@ -20,19 +23,23 @@ from jaxvision.models import (
     shufflenet,
     squeezenet,
     ssd,
+    unet,
     vgg,
     yolo,
 )
 
 __all__ = [
     "alexnet",
+    "deconvnet",
     "deeplab",
     "densenet",
+    "dilation",
     "fast_rcnn",
     "faster_rcnn_c4",
     "fcn",
     "generalized_rcnn",
     "googlenet",
+    "gridnet",
     "inception",
     "mnasnet",
     "mobilenet",
@@ -44,6 +51,7 @@ __all__ = [
     "shufflenet",
     "squeezenet",
     "ssd",
+    "unet",
     "vgg",
     "yolo",
 ]
