@@ -174,8 +174,8 @@ def unet(*, num_classes: int = 2, **options) -> UNet:
 
 @register(task="segmentation")
 def unet_padded(*, num_classes: int = 2, **options) -> UNet:
-    """The same layers, convolutions padded with zeros: 107e9 multiply-adds for an image of 384 pixels, where the paper's
-    network, with what it mirrors, takes 151e9."""
+    """The same layers, convolutions padded with zeros: 107e9 multiply-adds for an image of 384 pixels, where
+    the paper's network, with what it mirrors, takes 151e9."""
     return UNet(num_classes=num_classes, padding="same", **options)
 
 
