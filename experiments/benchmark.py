@@ -27,6 +27,7 @@ from experiments import benchmark_profile
 from experiments.allocator import keep_freed_memory
 from experiments.benchmark_cases import Case, classifier_cases, model_cases, op_cases
 from experiments.benchmark_detectors import BIAS, detection_cases, time_by_objects
+from experiments.benchmark_segmenters import segmentation_cases
 from experiments.command import Checked, Count, Name, Number, parse, script
 
 HERE = Path(__file__).resolve().parent
@@ -77,6 +78,11 @@ class Detection(Options):
 
     objects: tuple[Number, ...] = (0, 10, 1000)
     """Wished numbers of objects; there are as many as the detector has room for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Segmentation(Options):
+    """Segmenters at 320 x 320, one and four images: inference, and a training step with the auxiliary head."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,9 +184,8 @@ def product_rate() -> float:
 
 
 def table(options: Options, torch: Torch | None) -> Iterator[str]:
-    cases = {Ops: op_cases, Model: model_cases, Detection: detection_cases}.get(
-        type(options), lambda: classifier_cases(options.models, options.batches)
-    )()
+    makers = {Ops: op_cases, Model: model_cases, Detection: detection_cases, Segmentation: segmentation_cases}
+    cases = makers.get(type(options), lambda: classifier_cases(options.models, options.batches))()
     wide = isinstance(options, Classification)
     columns = ["case", "jax ms", *(["torch ms", "ratio"] if torch else []), *(["share", "MB"] if wide else [])]
     columns += ["compile s", "from cache s"]
@@ -239,6 +244,7 @@ Command = (
     | Annotated[Model, tyro.conf.subcommand("model")]
     | Annotated[Classification, tyro.conf.subcommand("classification")]
     | Annotated[Detection, tyro.conf.subcommand("detection")]
+    | Annotated[Segmentation, tyro.conf.subcommand("segmentation")]
     | Annotated[Data, tyro.conf.subcommand("data")]
 )
 

@@ -75,6 +75,24 @@ def classifier(layout, name, batch, size, train):
     return step
 
 
+def segmenter(layout, name, batch, size, train):
+    options = dict(weights=None, weights_backbone=None, aux_loss=train)
+    model = torchvision.models.get_model(name, **options).to(memory_format=layout).train(train)
+    x = image(inputs.normal(batch, size, size, 3), layout)
+    if not train:
+        return torch.no_grad()(lambda: model(x))
+    labels = (torch.arange(size**2).reshape(1, size, size) % 21).repeat(batch, 1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+
+    def step():
+        optimizer.zero_grad()
+        outputs = model(x)
+        (F.cross_entropy(outputs["out"], labels) + 0.5 * F.cross_entropy(outputs["aux"], labels)).backward()
+        optimizer.step()
+
+    return step
+
+
 def detector(layout, name):
     """Random weights, but sure of class 0, so that there are detections to find (and masks to paste); no resizing
     inside but SSD's."""
@@ -114,7 +132,7 @@ def _detector(layout, name):
 
 def build(case: dict, layout) -> Callable[[], object]:
     kind, options = case["kind"], {k: v for k, v in case.items() if k != "kind"}
-    makers = (roi_align, max_pool, classifier, detector, detector_step)
+    makers = (roi_align, max_pool, classifier, segmenter, detector, detector_step)
     return {maker.__name__: maker for maker in makers}[kind](layout, **options)
 
 
