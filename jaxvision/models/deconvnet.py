@@ -5,17 +5,18 @@ with the pool's own switches and smooths with transposed convolutions. Batch nor
 last. The convolutions down have VGG-16-BN's names, so that ``variables["params"]["backbone"]``, and the same of
 ``batch_stats``, may be those of ``load_weights("vgg16_bn", num_classes=0)``.
 
-``deconvnet_small`` trains from scratch: four narrow stages, and smaller dense layers.
+``deconvnet_small`` trains from scratch: three narrow stages, and smaller dense layers.
 
 Deviations: pools round up, as Caffe's, and unpooling restores the size before the pool, so that images need not be
-multiples of 32; the shift of batch norm starts at 0, not 0.001. The published network sees windows of 224 pixels around
-object proposals, and merges their scores by the maximum; here one pass sees the whole image. Parameter counts: the sum
-over the published layers, 251,770,880 of (transposed) convolutions, 33,408 of batch norm and 1,365 of the scores.
+multiples of 32; the shift of batch norm starts at 0, not 0.001, and kernels after He: under batch norm the paper's
+normal(0.01) makes the same maps, but Adam's steps are then too long for it. The published network sees windows of 224
+pixels around object proposals, and merges their scores by the maximum; here one pass sees the whole image. Parameter
+counts: the sum over the published layers, 251,770,880 of (transposed) convolutions, 33,408 of batch norm and 1,365 of
+the scores.
 """
 
 import flax.linen as nn
 import jax.numpy as jnp
-from flax.linen import initializers
 
 from jaxvision import ops
 from jaxvision.layers.convolution import Conv, ConvTranspose
@@ -23,8 +24,6 @@ from jaxvision.layers.norm import BatchNorm
 from jaxvision.layers.segmenter import Segmenter
 from jaxvision.registry import register
 from jaxvision.typing import Array, Float, Int, Segmented
-
-small = initializers.normal(0.01)
 
 
 class Encoder(nn.Module):
@@ -81,17 +80,17 @@ class DeconvNet(Segmenter):
             return nn.relu(BatchNorm(axis_name=self.axis_name, name=f"{layer.name}_bn")(layer(x), train=train))
 
         deepest = self.stages[-1][0]
-        x = normed(Conv(self.hidden, self.bottom, kernel_init=small, name="fc6"), x)
-        x = features["fc7"] = normed(Conv(self.hidden, 1, kernel_init=small, name="fc7"), x)
-        x = normed(ConvTranspose(deepest, self.bottom, kernel_init=small, name="fc6_deconv"), x)
+        x = normed(Conv(self.hidden, self.bottom, name="fc6"), x)
+        x = features["fc7"] = normed(Conv(self.hidden, 1, name="fc7"), x)
+        x = normed(ConvTranspose(deepest, self.bottom, name="fc6_deconv"), x)
         for stage in range(len(self.stages), 0, -1):
             x = ops.max_unpool(x, switches[stage - 1], output_size=maps[stage - 1].shape[1:3])
             own, convolutions = self.stages[stage - 1]
             below = self.stages[max(stage - 2, 0)][0]  # what the next switches have
             for index, out in enumerate([own] * (convolutions - 1) + [below], start=1):
-                x = normed(ConvTranspose(out, 3, padding=1, kernel_init=small, name=f"deconv{stage}_{index}"), x)
+                x = normed(ConvTranspose(out, 3, padding=1, name=f"deconv{stage}_{index}"), x)
             features[f"d{stage}"] = x
-        logits = Conv(self.num_classes, 1, kernel_init=small, name="seg_score")(x)
+        logits = Conv(self.num_classes, 1, name="seg_score")(x)
         return logits[:, :height, :width], features
 
 
@@ -104,5 +103,5 @@ def deconvnet(*, num_classes: int = 21, **options) -> DeconvNet:
 
 @register(task="segmentation")
 def deconvnet_small(*, num_classes: int = 21, **options) -> DeconvNet:
-    """Four stages of 12 to 64 channels, and dense layers of 128 units over 3 x 3 cells."""
-    return DeconvNet(((12, 1), (24, 1), (48, 2), (64, 2)), hidden=128, bottom=3, num_classes=num_classes, **options)
+    """Three stages of 12 to 56 channels, and dense layers of 128 units over 3 x 3 cells."""
+    return DeconvNet(((12, 1), (24, 1), (56, 2)), hidden=128, bottom=3, num_classes=num_classes, **options)
