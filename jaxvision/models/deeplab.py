@@ -83,5 +83,5 @@ def deeplabv3_resnet101(**options) -> DeepLabV3:
 
 @register(task="segmentation")
 def deeplabv3_small(**options) -> DeepLabV3:
-    """A DeepLabV3 that trains from scratch on images of 128 pixels and two CPU cores in minutes."""
+    """A narrow DeepLabV3 for two CPU cores: a step on eight images of 128 pixels takes about 7e9 operations."""
     return over_classifier(DeepLabV3, small_resnet(), **({"rates": (3, 6, 9), "channels": 32} | options))
