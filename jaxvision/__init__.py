@@ -14,12 +14,14 @@ from jaxvision.inference import predict
 from jaxvision.models.folding import fold_batch_norm
 from jaxvision.registry import get_model, list_models, register
 from jaxvision.saliency import explain
-from jaxvision.typing import Detections, Targets
+from jaxvision.typing import Detections, Segment, Segmentation, Targets
 from jaxvision.version import __version__
 from jaxvision.weights import from_torch, get_record, list_weights, load_weights, save_weights, to_torch
 
 __all__ = [
     "Detections",
+    "Segment",
+    "Segmentation",
     "Targets",
     "__version__",
     "explain",

@@ -62,8 +62,9 @@ def predict(
     (``get_record(...).preprocessing``) or of a run. Its ``pixels`` makes bytes of the size that the network takes, and
     its ``mean``, ``std`` and ``scale`` normalise them on the device; a function without these makes normalised images.
     They are padded to the first of ``shapes`` = (height, width) that they fit into, or else to multiples of ``bucket``
-    pixels, so that few shapes compile: by default of the network's own input size, or of 128 if it takes any. A batch
-    is filled up with zeros. Photographs are turned upright by their EXIF tag before.
+    pixels, so that few shapes compile: by default of the network's own input size, or of 128 if it takes any. Images of
+    segmenters are not padded by default, as that changes what they say of the pixels near it. A batch is filled up with
+    zeros. Photographs are turned upright by their EXIF tag before.
     regions: for a detector that is given them, the boxes of each image in its own pixels (``data.selective_search``);
     they are padded to a multiple of 64.
     Raises: what ``preprocessing`` raises, with the image's place in the list.
@@ -71,7 +72,7 @@ def predict(
     detect = detect_with(model) if isinstance(model, nn.Module) else model
     if hasattr(preprocessing, "pixels"):
         detect = detect_in_bytes(detect, preprocessing.mean, preprocessing.std, preprocessing.scale)
-    bucket = bucket or getattr(model, "init_size", 128)
+    bucket = bucket or (1 if isinstance(model, Segmenter) else getattr(model, "init_size", 128))
     prepared = [_prepared(index, image, preprocessing) for index, image in enumerate(images)]
     padded = [_padded_shape(pixels.shape, shapes or (), bucket) for pixels, _ in prepared]
     if regions is not None:

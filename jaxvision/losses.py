@@ -99,7 +99,7 @@ def pixel_cross_entropy(
     """
     logits = _precise(logits)
     known = labels != IGNORE
-    own = jnp.where(known, labels, 0)
+    own = jnp.where(known, labels, 0).astype(jnp.int32)
     values = cross_entropy(logits, own)
     if gamma:
         values = (-jnp.expm1(-jnp.maximum(values, 1e-6))) ** gamma * values  # 0 has no slope below gamma = 1

@@ -43,6 +43,7 @@ __all__ = [
     "Integer",
     "Key",
     "Regions",
+    "Segment",
     "Segmentation",
     "Segmented",
     "Targets",
@@ -93,3 +94,10 @@ class Segmentation(NamedTuple):
     labels: Int[Array, "*b h w"]  # 0 ... K-1, or -1 in the padding
     probabilities: Float[Array, "*b h w k"]  # of the classes; 0 in the padding
     valid: Bool[Array, "*b h w"]  # inside the image
+
+
+class Segment(NamedTuple):
+    """Pixels of one image, and a class that they may be of."""
+
+    label: int | Int[Array, ""]
+    mask: Bool[Array, "h w"]

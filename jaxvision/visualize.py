@@ -218,11 +218,11 @@ def draw_segmentation(
     classes, pixels = np.unique(labels[(labels >= 0) & (labels != IGNORE)], return_counts=True)
     order = np.argsort(-pixels, kind="stable")
     row, width = 26, 250
-    rows = [(classes[i], pixels[i] / labels.size) for i in order][: max(1, (max(len(picture), 200) - 8) // row)]
+    rows = [(int(classes[i]), pixels[i] / labels.size) for i in order][: max(1, (max(len(picture), 200) - 8) // row)]
     panel = Image.new("RGB", (width, row * len(rows) + 8), "white")
     draw = ImageDraw.Draw(panel)
     for i, (label, share) in enumerate(rows):
-        name, percent = _name(int(label), names), f"{100 * share:.1f}%"
+        name, percent = _name(label, names), f"{100 * share:.1f}%"
         font, plain = _font(name, 15), _font("", 15)
         top = 6 + i * row
         draw.rectangle((8, top, 26, top + 18), fill=class_color(label), outline=(120, 120, 120))

@@ -50,5 +50,5 @@ def test_fixed_signatures():
 
     assert keyword_only(jv.ops.nms) == {"iou_threshold", "max_output"}
     assert keyword_only(jv.ops.roi_align) == {"size", "spatial_scale", "sampling_ratio", "aligned"}
-    assert keyword_only(jv.ops.max_pool_with_indices) == {"window", "strides", "padding"}
+    assert keyword_only(jv.ops.max_pool_with_indices) == {"window", "strides", "padding", "ceil_mode"}
     assert keyword_only(jv.ops.max_unpool) == {"output_size"}

@@ -19,6 +19,7 @@ from PIL import Image
 from experiments import classification, evaluate, predict, rcnn_svm, train
 from experiments.config import (
     Augmentation,
+    Cityscapes,
     Coco,
     Config,
     Digits,
@@ -74,17 +75,32 @@ def coco(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def voc(tmp_path_factory):
-    """Two images of a VOC2007, a dog in the first."""
+    """Two images of a VOC2007, a dog in the first; by their maps both are full of dogs."""
     devkit = tmp_path_factory.mktemp("VOCdevkit")
-    for part in ("Annotations", "JPEGImages", "ImageSets/Main"):
+    for part in ("Annotations", "JPEGImages", "SegmentationClass", "ImageSets/Main", "ImageSets/Segmentation"):
         (devkit / "VOC2007" / part).mkdir(parents=True)
     box = "<bndbox><xmin>11</xmin><ymin>11</ymin><xmax>50</xmax><ymax>40</ymax></bndbox>"
     for name, item in (("a", f"<object><name>dog</name><difficult>0</difficult>{box}</object>"), ("b", "")):
         Image.new("RGB", (80, 60)).save(devkit / "VOC2007" / "JPEGImages" / f"{name}.jpg")
         size = "<size><width>80</width><height>60</height></size>"
         (devkit / "VOC2007" / "Annotations" / f"{name}.xml").write_text(f"<annotation>{size}{item}</annotation>")
-    (devkit / "VOC2007" / "ImageSets" / "Main" / "all.txt").write_text("a\nb\n")
+        Image.new("L", (80, 60), 12).save(devkit / "VOC2007" / "SegmentationClass" / f"{name}.png")
+    for task in ("Main", "Segmentation"):
+        (devkit / "VOC2007" / "ImageSets" / task / "all.txt").write_text("a\nb\n")
     return Voc(devkit, train=("VOC2007/all",), val=("VOC2007/all",))
+
+
+@pytest.fixture(scope="session")
+def cityscapes(tmp_path_factory):
+    """An image of a city, which is its own validation."""
+    root = tmp_path_factory.mktemp("cityscapes")
+    for part, mode, value, name in (
+        ("leftImg8bit", "RGB", (9, 9, 9), "leftImg8bit"),
+        ("gtFine", "L", 7, "gtFine_labelIds"),
+    ):
+        (root / part / "val" / "bonn").mkdir(parents=True)
+        Image.new(mode, (80, 60), value).save(root / part / "val" / "bonn" / f"bonn_0_1_{name}.png")
+    return Cityscapes(root, train="val")
 
 
 @pytest.fixture(scope="session")
@@ -113,7 +129,9 @@ class Headed(nn.Module):
 def smoke(config, data, output):
     """The config at its smallest: one step of two small images."""
     model, options = config.model, config.model_options
-    if isinstance(data, Coco | Voc):  # the full-size model is compiled in the parity tests, masks by digit_scenes
+    if registry.model_task(model) == "segmentation":
+        model, options = (model, options) if isinstance(data, DigitScenes) else ("patchwise_small", {})
+    elif isinstance(data, Coco | Voc):  # the full-size model is compiled in the parity tests, masks by digit_scenes
         model, options = "ssd_small", {}
     elif not isinstance(config.data, Folders | DigitScenes):  # one ResNet is enough
         model, options = "headed", {}
@@ -130,7 +148,14 @@ def smoke(config, data, output):
 
 
 # One a task, a kind of data and a way of evaluation; what differs in the others is tested where they build.
-RUN = {"digits", "folder_resnet18", "digit_scenes_maskrcnn", "digit_scenes_multibox", "coco_overfit"}
+RUN = {
+    "digits",
+    "folder_resnet18",
+    "digit_scenes_maskrcnn",
+    "digit_scenes_multibox",
+    "coco_overfit",
+    "digit_scenes_unet",
+}
 
 
 @pytest.mark.parametrize("name", sorted(available()))
@@ -150,7 +175,7 @@ def test_config_runs(name, request, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(registry._MODELS, "headed", registry.Entry(Headed, "classification"))
     config = available()[name][1]
     made_up = {DigitScenes: "digit_scenes", Coco: "coco", Voc: "voc", Folders: "folders", Tfds: "folders"}
-    made_up = made_up.get(type(config.data))
+    made_up = made_up.get(type(config.data), "cityscapes" if isinstance(config.data, Cityscapes) else None)
     data = config.data if made_up is None else request.getfixturevalue(made_up)
     config = smoke(config, data, tmp_path / "run")
     figures = train.run(config)

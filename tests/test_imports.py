@@ -18,7 +18,7 @@ ALLOWED = {
     "losses": {"typing", "ops"},
     "evaluate": {"typing", "ops"},
     "visualize": {"typing", "ops"},
-    "inference": {"typing", "ops", "pictures"},  # takes models as arguments
+    "inference": {"typing", "ops", "pictures", "layers"},  # takes models as arguments, and tells segmenters from others
     "saliency": {"typing", "ops"},
     "weights": {"typing", "registry", "pictures"},  # from_torch takes a name or a module
     "layers": {"typing", "ops", "losses"},

@@ -126,7 +126,9 @@ def test_views():
     def steady(variables, images, sizes):  # answers by the colour of the pixel, whatever its size
         return segmentation(jax.nn.softmax(images), sizes)
 
-    smooth = jnp.sin(jnp.arange(40)[:, None, None] / 9 + jnp.arange(56)[None, :, None] / 7 + jnp.arange(3.0)[None, None])[None]
+    smooth = jnp.sin(
+        jnp.arange(40)[:, None, None] / 9 + jnp.arange(56)[None, :, None] / 7 + jnp.arange(3.0)[None, None]
+    )[None]
     scaled = flipped_and_scaled(steady, scales=(0.75, 1.0, 1.5))(variables, smooth, whole(smooth))
     np.testing.assert_allclose(scaled.probabilities, jax.nn.softmax(smooth), atol=0.02)
 
@@ -139,3 +141,36 @@ def test_gradients_reach_the_image():
         return both(variables, images, whole(images)).probabilities[0, :, :, 1].mean()
 
     assert np.abs(jax.grad(share)(images)[0]).min(axis=-1).max() > 0
+
+
+@pytest.mark.parametrize("method", ["gradient", "smoothgrad"])
+def test_explained_pixels_are_those_in_view(method):
+    """A part of the map is explained by the pixels that its receptive field covers."""
+    model, variables, images = setup()
+    mask = np.zeros((40, 56), bool)
+    mask[10:14, 20:30] = True
+    key = jax.random.key(0) if method == "smoothgrad" else None
+    found = jv.explain(model, variables, images[0], jv.Segment(2, mask), method=method, key=key)
+    seen = np.zeros((40, 56), bool)
+    seen[8:16, 18:32] = True
+    assert found.shape == (40, 56) and found.max() == 1 and not np.asarray(found)[~seen].any()
+    assert np.asarray(found)[seen].mean() > 0.05
+
+
+def test_gradcam_of_a_segmenter():
+    model = jv.get_model("fcn", backbone="squeezenet1_1", num_classes=3)
+    image = jax.random.normal(jax.random.key(1), (64, 64, 3))
+    variables = model.init(jax.random.key(0), image[None])
+    mask = np.ones((64, 64), bool)
+
+    @jax.jit
+    def explained(label):
+        return jv.explain(model, variables, image, jv.Segment(label, mask), method="gradcam")
+
+    found = np.stack([explained(label) for label in range(3)])
+    assert found.shape == (3, 64, 64) and found.min() >= 0
+    # A class that all maps speak against has nothing positive; what the classes have differs.
+    assert set(found.max((1, 2)).tolist()) <= {0.0, 1.0} and found.max() == 1 and found.std(0).max() > 0.1
+    with pytest.raises(ValueError, match="Local has none"):
+        model, variables, images = setup()
+        jv.explain(model, variables, images[0], jv.Segment(1, np.ones((40, 56), bool)), method="gradcam")

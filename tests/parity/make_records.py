@@ -17,6 +17,7 @@ DETECTORS = [
     *(f"{family}rcnn_resnet50_fpn{version}" for family in ("faster", "mask") for version in ("", "_v2")),
     *("retinanet_resnet50_fpn", "retinanet_resnet50_fpn_v2", "ssd300_vgg16"),
 ]
+SEGMENTERS = [f"{family}_resnet{depth}" for family in ("fcn", "deeplabv3") for depth in (50, 101)]
 MODELS = [
     "squeezenet1_0",
     "squeezenet1_1",
@@ -31,6 +32,7 @@ MODELS = [
     "mobilenet_v2",
     *(f"mnasnet{width}" for width in ("0_5", "0_75", "1_0", "1_3")),
     *DETECTORS,
+    *SEGMENTERS,
 ]
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 DETECTION = {"shorter_side": 800, "longest_side": 1333}
@@ -44,6 +46,11 @@ def torchvision_record(model: str, weights) -> dict:
     detector = model in DETECTORS
     if detector:
         preprocessing = SSD if model == "ssd300_vgg16" else DETECTION
+    elif model in SEGMENTERS:
+        preset = weights.transforms()
+        assert preset.interpolation.value == "bilinear" and preset.antialias
+        assert (preset.mean, preset.std) == IMAGENET
+        preprocessing = {"shorter_side": preset.resize_size[0]}
     else:
         preset = weights.transforms()
         assert preset.interpolation.value == "bilinear" and preset.antialias
@@ -57,6 +64,8 @@ def torchvision_record(model: str, weights) -> dict:
         }  # they were trained with another, which torchvision sets to 0 when it loads them
     elif model in ("googlenet", "inception_v3"):
         options = {"transform_input": True}  # as torchvision sets it when it loads them
+    elif model in SEGMENTERS:
+        categories, options = "voc_with_background", {"auxiliary": True}  # as torchvision builds them for its weights
     elif weights.meta["categories"] is None:  # the classifier is not trained
         categories, options = None, {"num_classes": 0}
     metrics = {
@@ -120,6 +129,9 @@ def main() -> None:
     background, *categories = get("MaskRCNN_ResNet50_FPN_Weights.COCO_V1").meta["categories"]
     assert background == "__background__"
     write("categories_coco.json", categories)
+    background, *categories = get("FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1").meta["categories"]
+    assert background == "__background__"
+    write("categories_voc_with_background.json", ["background", *categories])
 
 
 if __name__ == "__main__":

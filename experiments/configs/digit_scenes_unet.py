@@ -1,0 +1,16 @@
+"""U-Net from scratch on the semantic maps of digits in photographs: two CPU cores, minutes.
+
+    python experiments/train.py digit_scenes_unet
+
+As digit_scenes_fcn but for the model.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from experiments.config import Config
+from experiments.configs import digit_scenes_fcn
+
+
+def config() -> Config:
+    return dataclasses.replace(digit_scenes_fcn.config(), model="unet_small", output=Path("runs/digit_scenes_unet"))
