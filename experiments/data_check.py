@@ -12,6 +12,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script from anywhere
 
+import numpy as np
 from tqdm import tqdm
 
 from experiments import detection
@@ -19,19 +20,31 @@ from experiments.classes import check_same_classes
 from experiments.command import script
 from experiments.config import parse
 from experiments.tasks import task_of
+from jaxvision.data import Example
+from jaxvision.typing import IGNORE
 
 
 def check(source: Any) -> tuple[list[str], Counter, int]:
-    """What is wrong, the number of examples of each class, and that of images without any. Reads every image."""
+    """What is wrong, the number of objects (or of images, where images or pixels have classes) of each class, and that
+    of images without any. Reads every image."""
     classes, empty = Counter(), 0
     for index in tqdm(range(len(source)), desc="read", leave=False, disable=None):
         example = source[index]
         if example is None:
             continue
-        labels = [int(label) for label in example.get("labels", [example.get("label")])]
+        labels = classes_of(example)
         classes.update(source.categories[label] for label in labels)
         empty += not labels
     return list(getattr(source, "problems", [])), classes, empty
+
+
+def classes_of(example: Example) -> list[int]:
+    """That of each object, or those of the image."""
+    if "labels" in example:
+        return example["labels"].tolist()
+    if "semantic" in example:
+        return [label for label in np.unique(example["semantic"]).tolist() if label != IGNORE]
+    return [example["label"]]
 
 
 @script

@@ -1,11 +1,12 @@
 """Masks on their own boxes: how much of each cell of a grid the object covers, from run lengths, without its plane."""
 
 import numpy as np
+from scipy import ndimage
 
 from jaxvision.data.source import Example
-from jaxvision.typing import Bool, Float, Int, UInt8
+from jaxvision.typing import Bool, Float, Int, Integer, UInt8
 
-__all__ = ["coverage", "frames_of", "on_boxes", "run_lengths", "runs_of"]
+__all__ = ["border_weights", "coverage", "frames_of", "on_boxes", "run_lengths", "runs_of"]
 
 
 def coverage(
@@ -91,3 +92,21 @@ def on_boxes(example: Example, side: int) -> Example:
     frames = frames_of(example["boxes"], side)
     grids = [coverage(runs_of(mask), mask.shape, frame, side=side) for mask, frame in zip(masks, frames)]
     return {**example, "masks": np.array(grids, np.uint8).reshape(-1, side, side), "mask_boxes": frames}
+
+
+def border_weights(
+    instances: Integer[np.ndarray, "h w"], *, peak: float = 10.0, sigma: float = 5.0
+) -> Float[np.ndarray, "h w"]:
+    """U-Net's weights of pixels, for a loss that keeps neighbours apart (arXiv:1505.04597, equation 2, without its
+    balance of the classes): 1, and in the background (0) ``peak * exp(-(d1 + d2)^2 / (2 sigma^2))`` more, where d1 and
+    d2 are the distances in pixels to the nearest and the second nearest instance, each a number of its own."""
+    weights = np.ones(instances.shape, np.float32)
+    numbers = np.setdiff1d(instances, [0])
+    if len(numbers) < 2:
+        return weights
+    nearest = np.full((2, *instances.shape), np.inf)
+    for number in numbers:
+        distance = ndimage.distance_transform_edt(instances != number)
+        nearest = np.sort([*nearest, distance], axis=0)[:2]
+    more = peak * np.exp(-(nearest.sum(0) ** 2) / (2 * sigma**2))
+    return (weights + np.where(instances == 0, more, 0)).astype(np.float32)

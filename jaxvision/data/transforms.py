@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
 from jaxvision.data.source import FIELDS, Example
 
@@ -20,6 +21,7 @@ __all__ = [
     "central_crop",
     "colour_jitter",
     "crop",
+    "elastic",
     "flip_horizontal",
     "random_crop",
     "random_resized_crop",
@@ -243,6 +245,34 @@ def any_inside(grids: np.ndarray, frames: np.ndarray, size: tuple[int, int]) -> 
         reach.append((at[:, 1:] > 0) & (at[:, :-1] < limit))
     columns, rows = reach
     return ((grids > 0) & rows[:, :, None] & columns[:, None, :]).any((1, 2))
+
+
+def elastic(key: Any, example: Example, *, sigma: float = 10.0, grid: int = 3) -> Example:
+    """The image and its planes bent smoothly, as in U-Net's training (arXiv:1505.04597, section 3.1): displacements in
+    pixels, normal with ``sigma``, at ``grid`` x ``grid`` points spread over the image, and cubic splines between them.
+
+    The image is sampled bilinearly, planes at the nearest pixel; beyond the border they are mirrored.
+    Raises: ValueError for an example with boxes or points, which do not bend.
+    """
+    if rigid := list(fields(example, "box", "frame", "points", "grid")):
+        raise ValueError(f"elastic bends images and planes, but this example has {', '.join(rigid)}")
+    height, width = example["image"].shape[:2]
+    coarse = np.random.default_rng(key).normal(0, sigma, (2, grid, grid))
+    places = np.meshgrid(np.linspace(0, grid - 1, height), np.linspace(0, grid - 1, width), indexing="ij")
+    moves = [ndimage.map_coordinates(shift, places, order=3, mode="nearest") for shift in coarse]
+    rows, columns = (own + move for own, move in zip(np.mgrid[:height, :width], moves))
+
+    def sampled(plane: np.ndarray, order: int) -> np.ndarray:
+        return ndimage.map_coordinates(plane, (rows, columns), order=order, mode="reflect")
+
+    channels = np.moveaxis(example["image"].astype(np.float32), -1, 0)
+    image = np.stack([np.round(sampled(channel, 1)) for channel in channels], axis=-1)
+
+    def bend(plane: np.ndarray) -> np.ndarray:
+        flat = plane.reshape(-1, height, width)
+        return np.array([sampled(one, 0) for one in flat], plane.dtype).reshape(plane.shape)
+
+    return moved(example, image.astype(np.uint8), dict(plane=bend))
 
 
 def colour_jitter(

@@ -250,3 +250,40 @@ def test_background_before_the_classes():
 
     source = data.WithBackground(Things())
     assert source.categories == NAMES and set(source[0]) == {"image", "semantic"} and source.size(0) == (2, 2)
+
+
+def test_elastic_bends_the_map_with_the_image():
+    y, x = np.mgrid[:60, :80]
+    image = np.stack([4 * y, 3 * x, 0 * x], axis=-1).astype(np.uint8)
+    example = {"image": image, "semantic": ((y // 10 + x // 10) % 3).astype(np.uint8), "label": 3}
+    bent = data.elastic(0, example, sigma=4.0)
+    assert bent["image"].shape == image.shape and bent["image"].dtype == np.uint8 and bent["label"] == 3
+    moved = np.abs(bent["image"].astype(int) - image)
+    assert 2 < moved[..., 0].mean() / 4 < 8  # some pixels of a normal distance
+    rows, columns = bent["image"][..., 0] / 4, bent["image"][..., 1] / 3
+    want = (np.round(rows).astype(int) // 10 + np.round(columns).astype(int) // 10) % 3
+    assert (bent["semantic"] == want).mean() > 0.9
+    again = data.elastic(0, example, sigma=4.0)
+    np.testing.assert_array_equal(again["image"], bent["image"])
+    still = data.elastic(0, example, sigma=0.0)
+    np.testing.assert_array_equal(still["image"], image)
+    np.testing.assert_array_equal(still["semantic"], example["semantic"])
+    with pytest.raises(ValueError, match="this example has boxes"):
+        data.elastic(0, {**example, "boxes": np.zeros((1, 4), np.float32)})
+
+
+def test_border_weights_by_the_formula():
+    rng = np.random.default_rng(0)
+    instances = np.zeros((14, 17), np.uint8)
+    instances[2:6, 2:6], instances[3:9, 8:12], instances[10:13, 3:9] = 1, 2, 7
+    got = data.border_weights(instances, peak=8.0, sigma=3.0)
+    for row, column in rng.integers((0, 0), instances.shape, (40, 2)):
+        distances = []
+        for number in (1, 2, 7):
+            there = np.argwhere(instances == number)
+            distances.append(np.sqrt(((there - (row, column)) ** 2).sum(1)).min())
+        first, second, _ = sorted(distances)
+        more = 0 if instances[row, column] else 8 * np.exp(-((first + second) ** 2) / 18)
+        np.testing.assert_allclose(got[row, column], 1 + more, rtol=1e-5)
+    assert got.max() == got[3:6, 6:8].max()  # between two close ones
+    assert (data.border_weights(np.minimum(instances, 1) * (instances == 1)) == 1).all()  # one alone
