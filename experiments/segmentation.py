@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -129,6 +129,17 @@ def evaluator(
     return run
 
 
+class AsIs(NamedTuple):
+    """Preprocessing that leaves an image's size alone."""
+
+    mean: Sequence[float]
+    std: Sequence[float]
+    scale: float
+
+    def pixels(self, image: np.ndarray) -> np.ndarray:
+        return image
+
+
 def predictor(
     config: Config | None,
     model: nn.Module,
@@ -138,11 +149,16 @@ def predictor(
     categories: Sequence[str],
     tile: tuple[int, int] | None = None,
 ) -> Callable[..., Prediction]:
-    """The class of each pixel of the image. tile: (height, width) of overlapping tiles in which a large image goes
-    through the network."""
-    shapes = None if config is None else config.image_size
-    found_by: Any = model if tile is None else inference.tiled(inference.detect_with(model), size=tile)
-    ask = functools.partial(jv.predict, found_by, variables, preprocessing=preprocessing, shapes=shapes, batch_size=1)
+    """The class of each pixel of the image. tile: (height, width) of overlapping tiles in which the image goes through
+    the network at its own size, however large; without it the image is prepared as for training."""
+    if tile is None:
+        shapes = None if config is None else config.image_size
+        options = dict(preprocessing=preprocessing, shapes=shapes)
+        ask = functools.partial(jv.predict, model, variables, batch_size=1, **options)
+    else:
+        in_tiles = inference.tiled(inference.detect_with(model), size=tile)
+        options = dict(preprocessing=AsIs(preprocessing.mean, preprocessing.std, preprocessing.scale), bucket=1)
+        ask = functools.partial(jv.predict, in_tiles, variables, batch_size=1, **options)
     background = 0 if categories[0] == "background" else None
 
     def predict(image: np.ndarray, example: Any = None) -> Prediction:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import classification, evaluate, predict, rcnn_svm, train
+from experiments import classification, data_check, evaluate, predict, rcnn_svm, train
 from experiments.config import (
     Augmentation,
     Cityscapes,
@@ -37,6 +37,7 @@ from experiments.reading import Preprocessing, normalized, transforms
 from experiments.tasks import task_of
 from jaxvision import losses, registry
 from jaxvision.data import digit_scenes as digit_scenes_module
+from jaxvision.data import read_map
 from tests.test_scripts import called, script
 
 ROOT = Path(__file__).parent.parent
@@ -431,6 +432,70 @@ def test_a_run_is_evaluated_on_other_data(folders, tmp_path, monkeypatch, capsys
     assert first["class"] in ("cat", "dog") and 0.5 <= first["probability"] <= 1
     assert "broken.png: not a readable image" in said.err and "none.png: no such image" in said.err
     assert "black.png →" in said.out and "dog" in said.out
+
+
+@pytest.fixture(scope="module")
+def segmenter_run(digit_scenes, tmp_path_factory):
+    """Two steps of every loss on a few scenes."""
+    config = smoke(available()["digit_scenes_patchwise"][1], digit_scenes, tmp_path_factory.mktemp("segmenter") / "run")
+    every = ("cross_entropy", "focal", "hard_pixels", "dice", "lovasz", "boundary")
+    config = dataclasses.replace(config, steps=2, pixel_losses=every, class_weights=(0.5,) + (1.0,) * 10)
+    return config, train.run(config)
+
+
+def test_a_segmenter_trains_and_is_evaluated(segmenter_run, capsys):
+    config, figures = segmenter_run
+    assert set(figures) >= {"mIoU", "pixel_accuracy", "fwIoU", "border_F", "val_loss", "IoU/background", "IoU/9"}
+    assert 0 <= figures["mIoU"] <= figures["pixel_accuracy"] <= 1 and figures["val_loss"] > 0
+    logged = (config.output / "metrics.jsonl").read_text()
+    assert all(f'"loss_{name}"' in logged for name in config.pixel_losses)
+    assert len(list((config.output / "pictures").glob("*.png"))) == 1
+    train.run(config)
+    assert "nothing to train" in capsys.readouterr().out
+    source = task_of(config.model).sources(config)[1]
+    model, variables = load_run(config.output)[1:3]
+    for devices in (1, 2, 3):  # each takes its share, and the sums are those of one
+        again = task_of(config.model).evaluator(config, model, source, jax.devices()[:devices])(variables)
+        np.testing.assert_equal({**again, "val_loss": 0}, {**figures, "val_loss": 0})
+        np.testing.assert_allclose(again["val_loss"], figures["val_loss"], rtol=1e-5)
+
+
+def test_a_segmenter_predicts_maps(segmenter_run, tmp_path, capsys):
+    """The blend with its legend, the numbers of the classes as a PNG that can be read back, and shares as JSON."""
+    config, _ = segmenter_run
+    photograph = np.random.default_rng(0).integers(0, 255, (90, 70, 3), np.uint8)
+    Image.fromarray(photograph).save(tmp_path / "photo.png")
+    for tile in ((), ("--tile", "64", "64")):
+        out = tmp_path / f"out{len(tile)}"
+        code = called(predict, tmp_path / "photo.png", "--run", config.output, "--output", out, *tile)
+        assert not code and "photo.png →" in capsys.readouterr().out
+        assert sorted(path.name for path in out.iterdir()) == ["photo.json", "photo.labels.png", "photo.png"]
+        labels = read_map(out / "photo.labels.png", num_classes=11)
+        assert labels.shape == (90, 70)
+        rows = json.loads((out / "photo.json").read_text())["classes"]
+        names = ("background", *map(str, range(10)))
+        assert {row["class"]: round(row["share"] * 6300) for row in rows} == {
+            names[label]: int((labels == label).sum()) for label in np.unique(labels)
+        }
+
+
+def test_data_of_segmenters(cityscapes, voc, tmp_path, capsys):
+    """Any segmenter takes any data with maps, which are checked; data without are refused by name."""
+    assert called(data_check, "cityscapes_gridnet", "--data.root", cityscapes.root, "--data.train", "val") == 0
+    said = capsys.readouterr().out
+    assert "training: 1 images" in said and "road 1, sidewalk 0" in said
+    listed = "VOC2007/all"
+    options = ("--data.devkit", voc.devkit, "--data.train", listed, "--data.val", listed, "--data.maps")
+    assert called(data_check, "voc_deeplabv3", *options, "SegmentationClass") == 0
+    assert "dog 2" in capsys.readouterr().out
+    (tmp_path / "names.txt").write_text("road\nrest\n")
+    pictures, maps = (next((cityscapes.root / part).glob("*/bonn")) for part in ("leftImg8bit", "gtFine"))
+    options = [f"--data.{part}-images={pictures}" for part in ("train", "val")]
+    options += [f"--data.{part}-maps={maps}" for part in ("train", "val")]
+    told = called(data_check, "digit_scenes_unet", "--data", "maps", *options, f"--data.classes={tmp_path}/names.txt")
+    assert "no such image file" in told  # its maps have other names
+    with pytest.raises(ValueError, match="--data: Digits has no maps of classes, which unet_small learns"):
+        dataclasses.replace(available()["digit_scenes_unet"][1], data=Digits())
 
 
 @pytest.mark.slow

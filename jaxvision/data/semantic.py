@@ -68,7 +68,8 @@ class SemanticMaps:
         self._pairs = [pair for pair, *both in zip(pairs, *sound) if all(both)]
         self._problems.refuse(where)
         if not self._pairs:
-            raise ValueError(f"{where}: no picture with a map of classes inside")
+            first = "".join(f"; the first problem: {problem}" for problem in self.problems[:1])
+            raise ValueError(f"{where}: no picture with a map of classes inside{first}")
 
     @property
     def problems(self) -> list[str]:
