@@ -1,8 +1,10 @@
-"""FCN from scratch on the semantic maps of digits in photographs: two CPU cores, minutes.
+"""FCN from scratch on the semantic maps of digits in photographs, on two CPU cores in a quarter of an hour.
 
     python experiments/train.py digit_scenes_fcn
 
-Eleven classes: the background, and the ten digits. ``--model`` takes another segmenter.
+Eleven classes: the background, and the ten digits. The background has nine of ten pixels, and with its whole weight
+networks find the digits at once but do not begin to tell them apart: 12 % of their pixels are right after 1,500 steps,
+as by chance. With a weight of a few hundredths they begin within 500; at the cost of seams around the digits.
 """
 
 from pathlib import Path
@@ -16,15 +18,15 @@ def config() -> Config:
         model="fcn_small",
         image_size=((128, 128),),
         augmentation=Augmentation(flip=0.0, colour=0.0),  # a mirrored 2 is not a 2
+        class_weights=(0.03,) + (1.0,) * 10,
         batch_size=8,
-        steps=1500,
-        pixel_losses=("cross_entropy", "dice"),
-        optimizer=Optimizer(name="adamw", learning_rate=3e-3, weight_decay=0.02, warmup_steps=100, clip_norm=10.0),
-        eval_every=500,
+        steps=6000,
+        optimizer=Optimizer(name="adamw", learning_rate=2e-3, weight_decay=0.02, warmup_steps=100, clip_norm=10.0),
+        eval_every=1500,
         eval_images=100,
         eval_batch_size=20,
         best_metric="mIoU",
-        checkpoint_every=500,
+        checkpoint_every=1500,
         log_every=50,
         output=Path("runs/digit_scenes_fcn"),
     )

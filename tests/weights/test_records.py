@@ -13,7 +13,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 def test_every_record_has_a_model():
     assert {record.model for record in _records()} == set(MODELS)
-    assert len(MODELS) == 43 and len(_records()) == 53
+    assert len(MODELS) == 47 and len(_records()) == 57
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -27,7 +27,8 @@ def test_records_are_complete(model):
         if record.model_options.get("num_classes") == 0:
             assert not record.categories and not record.metrics
         else:
-            assert len(record.categories) == (90 if registry.model_task(model) == "detection" else 1000)
+            classes = {"classification": 1000, "detection": 90, "segmentation": 21}
+            assert len(record.categories) == classes[registry.model_task(model)]
         if record.url.startswith("https://"):
             assert record.url.endswith(f"-{record.sha256}.pth")
             assert record.metrics or not record.categories
@@ -50,6 +51,9 @@ def test_known_facts():
     assert ssd._size(640, 480) == (300, 300) and ssd.std == (1 / 255,) * 3
     assert get_record("inception_v3").preprocessing == Preprocessing(342, crop=299)
     assert get_record("googlenet").model_options == {"transform_input": True}
+    fcn = get_record("fcn_resnet50")
+    assert fcn.categories[0] == "background" and fcn.categories[20] == "tvmonitor"
+    assert fcn.preprocessing == Preprocessing(520) and fcn.metrics["COCO-val2017-VOC-labels"]["miou"] == 60.5
     features = get_record("vgg16", "IMAGENET1K_FEATURES")
     assert features.preprocessing.mean == (0.48235, 0.45882, 0.40784) and features.preprocessing.std == (1 / 255,) * 3
     assert get_record("vgg16").name == "IMAGENET1K_V1"
