@@ -299,8 +299,9 @@ class Config(Checked):
     """Share of the uniform distribution in the labels of classifiers."""
     pixel_losses: Annotated[tuple[PixelLoss, ...], SOME, ONCE] = ("cross_entropy",)
     """What segmenters minimise the sum of."""
-    class_weights: tuple[NotNegative, ...] = ()
-    """Of the classes in the cross-entropy of segmenters, in label order; all 1 by default."""
+    class_weights: tuple[Positive, ...] = ()
+    """Of the classes in the cross-entropy of segmenters, in label order; all 1 by default. Probabilities do not show
+    them."""
     hard_share: Area = 0.25
     """The share of each image's pixels that hard_pixels takes, those with the largest cross-entropy."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"

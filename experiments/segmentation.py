@@ -52,6 +52,12 @@ def rows(config: Config) -> data.SegmentationRows:
 
 
 def loss_of(config: Config, model: nn.Module) -> Callable:
+    if config.class_weights and len(config.class_weights) != model.num_classes:
+        raise ValueError(
+            f"--class-weights has {len(config.class_weights)} numbers, but there are {model.num_classes} classes; give "
+            "each class its own, or no numbers for weights of 1"
+        )
+
     def loss_fn(params, model_state, batch, key):
         (logits, features), updates = model.apply(
             {"params": params, **model_state},
@@ -71,15 +77,22 @@ def loss_of(config: Config, model: nn.Module) -> Callable:
 
 
 def terms_of(config: Config, logits: Array, labels: Array, *, axis_name: str | None = None) -> dict[str, Array]:
-    """The configured losses by name, each the mean over the pixels, or images, in which anything is known."""
-    weights = np.array(config.class_weights) if config.class_weights else None
+    """The configured losses by name, each the mean over the pixels, or images, in which anything is known.
+
+    With ``class_weights`` a network would learn probabilities that are off by these factors, and paint rare classes too
+    large. So it learns what they would be but for the factors: they are part of the logits while it trains (as in logit
+    adjustment, Menon et al., arXiv:2007.07314, section 5).
+    """
+    weights = np.array(config.class_weights, np.float32) if config.class_weights else None
+    shift = np.zeros(1, np.float32) if weights is None else np.log(weights)
     known = jnp.any(labels != jv.typing.IGNORE, axis=(1, 2))
 
     def term(name: str) -> Array:
         if name in OF_IMAGES:
             return losses.weighted_mean(OF_IMAGES[name](logits, labels), known, axis_name=axis_name)
         gamma = 2.0 if name == "focal" else 0.0
-        values, counted = losses.pixel_cross_entropy(logits, labels, class_weights=weights, gamma=gamma)
+        shifted = logits + shift[None, None, None]
+        values, counted = losses.pixel_cross_entropy(shifted, labels, class_weights=weights, gamma=gamma)
         if name == "hard_pixels":
             counted = losses.hardest(values, counted, share=config.hard_share)
         return losses.weighted_mean(values, counted, axis_name=axis_name)

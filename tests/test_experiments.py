@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import classification, data_check, evaluate, predict, rcnn_svm, train
+from experiments import classification, data_check, evaluate, predict, rcnn_svm, segmentation, train
 from experiments.config import (
     Augmentation,
     Cityscapes,
@@ -458,6 +458,23 @@ def test_a_segmenter_trains_and_is_evaluated(segmenter_run, capsys):
         again = task_of(config.model).evaluator(config, model, source, jax.devices()[:devices])(variables)
         np.testing.assert_equal({**again, "val_loss": 0}, {**figures, "val_loss": 0})
         np.testing.assert_allclose(again["val_loss"], figures["val_loss"], rtol=1e-5)
+
+
+def test_weights_of_classes_do_not_show_in_probabilities(segmenter_run):
+    """Where the network says what is true of each class, no weights pull it elsewhere."""
+    config = dataclasses.replace(segmenter_run[0], pixel_losses=("cross_entropy",), class_weights=(0.01, 1.0))
+    labels = np.array([[[0] * 9 + [1]]])
+    logits = jnp.log(jnp.tile(jnp.array([0.9, 0.1]), (1, 1, 10, 1)))
+
+    def loss(config, logits):
+        return segmentation.terms_of(config, logits, labels)["loss_cross_entropy"]
+
+    push = jax.grad(loss, 1)(config, logits).sum((0, 1, 2))
+    np.testing.assert_allclose(push, 0, atol=1e-6)
+    plain = dataclasses.replace(config, class_weights=())
+    np.testing.assert_allclose(jax.grad(loss, 1)(plain, logits).sum((0, 1, 2)), 0, atol=1e-6)
+    with pytest.raises(ValueError, match="--class-weights has 2 numbers, but there are 11 classes"):
+        segmentation.loss_of(config, registry.get_model(config.model, num_classes=11))
 
 
 def test_a_segmenter_predicts_maps(segmenter_run, tmp_path, capsys):

@@ -4,7 +4,7 @@
 
 Eleven classes: the background, and the ten digits. The background has nine of ten pixels, and with its whole weight
 networks find the digits at once but do not begin to tell them apart: 12 % of their pixels are right after 1,500 steps,
-as by chance. With a weight of a few hundredths they begin within 500; at the cost of seams around the digits.
+as by chance. With a weight of a few hundredths they begin within 500.
 """
 
 from pathlib import Path
