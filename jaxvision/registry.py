@@ -44,7 +44,9 @@ def get_model(name: str, **options: Any) -> nn.Module:
     entry = _entry(name)
     check_counts(options)
     if entry.task != "classification" and options.get("num_classes") == 0:
-        raise ValueError(f"{name}: num_classes=0 stands for a classifier without its head; one for {entry.task} has 1")
+        raise ValueError(
+            f"{name} is for {entry.task}: num_classes=0, which leaves out a classifier's head, must be at least 1"
+        )
     try:
         return entry.factory(**options)
     except TypeError as error:

@@ -155,7 +155,6 @@ RUN = {
     "digit_scenes_maskrcnn",
     "digit_scenes_multibox",
     "coco_overfit",
-    "digit_scenes_unet",
 }
 
 

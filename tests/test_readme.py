@@ -40,6 +40,8 @@ def test_python_runs_in_order(tmp_path, monkeypatch):
     assert names["loss"].shape == () and jax.numpy.isfinite(names["loss"])
     assert names["importance"].shape == names["images"].shape[1:3]
     assert names["logits"].shape == (1, 1000) and names["features"]
+    assert names["pixels"].shape == (1, 128, 128, 11) and names["why"].shape == (128, 128)
+    assert names["maps"].labels.shape == names["photograph"].shape[:2]
     assert names["own"]["params"]["classifier_1"]["kernel"].shape[-1] == 7
     assert len(names["found"]) == 1 and set(names["fields"]) >= {"c2", "c5"}
 
