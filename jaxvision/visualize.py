@@ -245,7 +245,7 @@ def draw_table(table: Integer[Array, "k k"], *, names: Sequence[Any] | None = No
     table = np.asarray(table, np.float64)
     shares = table / np.maximum(table.sum(1, keepdims=True), 1)
     cell = 30 if len(table) <= 40 else 12
-    labels = [_shortened(_name(i, names), _font(_name(i, names), 14), 150) for i in range(len(table))]
+    labels = [_shortened(_name(i, names), _font(_name(i, names), 14), 150.0) for i in range(len(table))]
     margin = 14 + round(max(_font(label, 14).getlength(label) for label in labels))
     side = margin + cell * len(table) + 8
     canvas = Image.new("RGB", (side, side), "white")

@@ -225,3 +225,33 @@ def test_a_tag_is_all_in_the_picture():
     for box in [(40.0, 30, 60, 50), (92, 30, 96, 40), (0, 0, 3, 3), (80, 0, 96, 64)]:
         inked.append(int(np.all(tag_of("cat", box=box) > 230, axis=-1).sum()))  # white on the red of class 0
     assert inked[0] > 20 and len(set(inked)) == 1
+
+
+def test_maps_of_classes():
+    """Each class in its colour, white where there is none; the background of the blend stays, and a legend stands
+    beside it."""
+    labels = np.zeros((64, 96), np.uint8)
+    labels[10:30, 20:50], labels[40:, 60:] = 3, 255
+    colors = visualize.color_map(labels)
+    assert near_color(colors, 3).sum() == 600 and (colors[40:, 60:] == 255).all()
+    np.testing.assert_array_equal(visualize.color_map(np.where(labels == 255, -1, labels.astype(int))), colors)
+    names = ("background", "cat", "dog", "Ente")
+    picture = visualize.draw_segmentation(GREY, labels, names=names, background=0, scale=1)
+    assert picture.shape[1] > 96 + 200
+    top = (picture.shape[0] - 64) // 2
+    painted = changed(picture[top : top + 64, :96])
+    np.testing.assert_array_equal(painted, labels == 3)
+    assert near_color(picture[:, 96:], 3).any() and near_color(picture[:, 96:], 0).any()
+    assert not near_color(picture[:, 96:], 1).any()  # which is nowhere
+
+
+def test_table_of_confusion():
+    """A row adds up to its class; what is right is blue, what is wrong red, nothing white."""
+    table = visualize.draw_table(np.array([[8, 2], [0, 0]]), names=("cat", "dog"))
+    assert near(table, (51, 51, 255)) and near(table, (255, 204, 204))
+    shown = visualize.draw_table(np.eye(50, dtype=int))
+    assert shown.shape[0] == shown.shape[1] and near(shown, (0, 0, 255)) and not near(shown, (255, 0, 0))
+
+
+def near(picture, color):
+    return np.all(picture == np.array(color, np.uint8), axis=-1).any()

@@ -1,8 +1,8 @@
-"""A conv-deconv network with switch unpooling from scratch on digits in photographs: two CPU cores, minutes.
+"""A conv-deconv network with switch unpooling from scratch on digits in photographs.
 
     python experiments/train.py digit_scenes_deconvnet
 
-As digit_scenes_fcn but for the model.
+As digit_scenes_fcn but for the model. Not trained to its end yet.
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
-"""DeepLabV3 from scratch on the semantic maps of digits in photographs: two CPU cores, minutes.
+"""DeepLabV3 from scratch on the semantic maps of digits in photographs.
 
     python experiments/train.py digit_scenes_deeplab
 
-As digit_scenes_fcn but for the model.
+As digit_scenes_fcn but for the model. Not trained to its end yet.
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
-"""Dilated convolutions and a context module from scratch on digits in photographs: two CPU cores, minutes.
+"""Dilated convolutions and a context module from scratch on digits in photographs.
 
     python experiments/train.py digit_scenes_dilated
 
-As digit_scenes_fcn but for the model.
+As digit_scenes_fcn but for the model. Not trained to its end yet.
 """
 
 import dataclasses

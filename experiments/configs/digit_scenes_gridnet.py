@@ -1,8 +1,8 @@
-"""A grid network from scratch on the semantic maps of digits in photographs: two CPU cores, minutes.
+"""A grid network from scratch on the semantic maps of digits in photographs.
 
     python experiments/train.py digit_scenes_gridnet
 
-As digit_scenes_fcn but for the model.
+As digit_scenes_fcn but for the model. Not trained to its end yet.
 """
 
 import dataclasses

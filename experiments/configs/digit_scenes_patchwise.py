@@ -1,8 +1,8 @@
-"""Patchwise classification, computed convolutionally, from scratch on digits in photographs: two CPU cores, minutes.
+"""Patchwise classification, computed convolutionally, from scratch on digits in photographs.
 
     python experiments/train.py digit_scenes_patchwise
 
-As digit_scenes_fcn but for the model.
+As digit_scenes_fcn but for the model. Not trained to its end yet.
 """
 
 import dataclasses

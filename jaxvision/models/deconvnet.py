@@ -5,7 +5,7 @@ with the pool's own switches and smooths with transposed convolutions. Batch nor
 last. The convolutions down have VGG-16-BN's names, so that ``variables["params"]["backbone"]``, and the same of
 ``batch_stats``, may be those of ``load_weights("vgg16_bn", num_classes=0)``.
 
-``deconvnet_small`` trains from scratch: three narrow stages, and smaller dense layers.
+``deconvnet_small`` is for CPUs: three narrow stages, and smaller dense layers.
 
 Deviations: pools round up, as Caffe's, and unpooling restores the size before the pool, so that images need not be
 multiples of 32; the shift of batch norm starts at 0, not 0.001, and kernels after He: under batch norm the paper's

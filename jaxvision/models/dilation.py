@@ -5,7 +5,7 @@ instead, and on demand one of the context modules of table 1 after it. Nothing i
 its border by 186 pixels, and a unit of the map sees 380 of them. The convolutions have the names of torchvision's
 ``vgg16``; ``from_vgg16`` takes over published weights of ImageNet, as the paper does.
 
-``dilated_small`` trains from scratch: padded convolutions with batch norm at a stride of 4, dilated rather than pooled,
+``dilated_small`` is for CPUs: padded convolutions with batch norm at a stride of 4, dilated rather than pooled,
 then a context module on their features.
 
 Deviations: the authors' code takes unit i for pixel 8i, in training and when it enlarges the probabilities; here it

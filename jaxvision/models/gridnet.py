@@ -185,6 +185,6 @@ def gridnet(*, num_classes: int = 19, **options) -> GridNet:
 
 @register(task="segmentation")
 def gridnet_small(*, num_classes: int = 21, **options) -> GridNet:
-    """A grid that trains from scratch on 128-pixel images on two CPU cores in minutes."""
+    """A grid for images of 128 pixels on CPUs."""
     defaults = {"widths": (4, 8, 16, 32), "down": 2, "up": 2}
     return GridNet(num_classes=num_classes, **(defaults | options))

@@ -181,8 +181,7 @@ def unet_padded(*, num_classes: int = 2, **options) -> UNet:
 
 @register(task="segmentation")
 def unet_small(*, num_classes: int = 21, **options) -> UNet:
-    """A U-Net that trains from scratch on 128-pixel images on two CPU cores in minutes: narrow, padded, with batch
-    norm."""
+    """A U-Net for images of 128 pixels on CPUs: narrow, padded, with batch norm."""
     defaults = {"widths": (8, 16, 32, 48, 64), "padding": "same", "batch_norm": True, "dropout": 0.1}
     return UNet(num_classes=num_classes, **(defaults | options))
 

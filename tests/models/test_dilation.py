@@ -112,8 +112,7 @@ def test_receptive_fields_of_the_context_module():
     line = jnp.ones((1, 1, 150, 1))
     variables = jax.tree.map(jnp.ones_like, jax.eval_shape(module.init, jax.random.key(0), line))
     for index, size in enumerate(FIELDS, start=1):
-        units = lambda x, index=index: module.apply(variables, x)[1][f"l{index}"]  # noqa: E731
-        effective = ops.effective_receptive_field(units, line)
+        effective = ops.effective_receptive_field(lambda x, name=f"l{index}": module.apply(variables, x)[1][name], line)
         assert (np.asarray(effective)[0] > 0).sum() == size
 
 
