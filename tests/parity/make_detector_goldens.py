@@ -11,7 +11,7 @@ import torchvision
 
 sys.path.insert(0, str(Path(__file__).parent))
 import fill
-from make_goldens import OUT, calibrate, filled, nchw
+from make_goldens import OUT, filled, measure, nchw
 
 NAMES = [
     "fasterrcnn_resnet50_fpn",
@@ -52,16 +52,9 @@ def prepared(name: str, height: int, width: int) -> tuple[torch.nn.Module, np.nd
     """The model with its weights, and the scales of its batch norms."""
     model = build(name, height, width)
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    norms, measured = fill.norms(shapes), {}
+    norms = fill.norms(shapes)
     filled(model, fill.detector(shapes, np.ones(len(norms), np.float32))).double()
-    hooks = [
-        model.get_submodule(norm).register_forward_pre_hook(functools.partial(calibrate, measured, norm))
-        for norm in norms
-    ]
-    with torch.no_grad():
-        model(list(nchw(fill.images(1, height, width)).double()))
-    for hook in hooks:
-        hook.remove()
+    measured = measure(model, norms, list(nchw(fill.images(1, height, width)).double()))
     scales = np.array([measured[norm] for norm in norms], np.float32)
     return filled(model, fill.detector(shapes, scales)).double(), scales
 

@@ -89,13 +89,10 @@ def calibrate(scales: dict, name: str, module: torch.nn.Module, args: tuple) -> 
     module.running_var *= scales[name]
 
 
-def classifier(name: str, *, size: int, training_size: int, **options) -> dict[str, np.ndarray]:
-    """In float64: in float32 torch's own gradient is 6 % off where two values in a pool differ by rounding."""
-    model = build(name, **options)
-    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    images = nchw(fill.normalise(fill.images(2, size, size))).double()
-    norms, measured = fill.norms(shapes), {}
-    filled(model, fill.calibrated(shapes, np.ones(len(norms), np.float32))).double()
+def measure(model: torch.nn.Module, norms: list[str], images: torch.Tensor | list[torch.Tensor]) -> dict[str, float]:
+    """The scales of the batch norms that run on these images, each with the statistics that ``calibrate`` gave those
+    before it."""
+    measured: dict[str, float] = {}
     hooks = [
         model.get_submodule(norm).register_forward_pre_hook(functools.partial(calibrate, measured, norm))
         for norm in norms
@@ -104,6 +101,17 @@ def classifier(name: str, *, size: int, training_size: int, **options) -> dict[s
         model(images)
     for hook in hooks:
         hook.remove()
+    return measured
+
+
+def classifier(name: str, *, size: int, training_size: int, **options) -> dict[str, np.ndarray]:
+    """In float64: in float32 torch's own gradient is 6 % off where two values in a pool differ by rounding."""
+    model = build(name, **options)
+    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    images = nchw(fill.normalise(fill.images(2, size, size))).double()
+    norms = fill.norms(shapes)
+    filled(model, fill.calibrated(shapes, np.ones(len(norms), np.float32))).double()
+    measured = measure(model, norms, images)
     scales = np.array([measured.get(norm, 1.0) for norm in norms], np.float32)
     filled(model, fill.calibrated(shapes, scales)).double()
     golden = {"size": size, "training_size": training_size, "scales": scales, **options}

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 sys.path.insert(0, str(Path(__file__).parent))
 import fill
-from make_goldens import OUT, calibrate, filled, nchw, nhwc
+from make_goldens import OUT, filled, measure, nchw, nhwc
 
 NAMES = ("fcn_resnet50", "deeplabv3_resnet50")
 SIZE = (65, 97)
@@ -29,16 +29,9 @@ def prepared(name: str, images: torch.Tensor) -> tuple[torch.nn.Module, np.ndarr
             name, weights=None, weights_backbone=None, num_classes=CLASSES, aux_loss=True
         )
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    norms, measured = fill.norms(shapes), {}
+    norms = fill.norms(shapes)
     filled(model, fill.calibrated(shapes, np.ones(len(norms), np.float32))).double()
-    hooks = [
-        model.get_submodule(norm).register_forward_pre_hook(functools.partial(calibrate, measured, norm))
-        for norm in norms
-    ]
-    with torch.no_grad():
-        model(images)
-    for hook in hooks:
-        hook.remove()
+    measured = measure(model, norms, images)
     scales = np.array([measured[norm] for norm in norms], np.float32)
     return filled(model, fill.calibrated(shapes, scales)).double(), scales
 
