@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
+import numpy as np
 import tyro
 
 import jaxvision as jv
@@ -167,6 +168,8 @@ class Panoptic(Checked, prefix="--data."):
     val_images: Path
     val_annotations: Path
     val_maps: Path
+    category_ids: Annotated[tuple[int, ...], ONCE] = ()
+    """Ids in the files of the classes that are learnt, in label order; all by default. Others are 255, unknown."""
     on_error: Literal["raise", "skip"] = "raise"
 
 
@@ -203,6 +206,8 @@ class Augmentation(Checked, prefix="--augmentation."):
     network's size; ImageNet classifiers take (0.08, 1). Replaces scale."""
     colour: Share = 0.0
     """Strength of random brightness, contrast and saturation."""
+    elastic: NotNegative = 0.0
+    """Standard deviation, in pixels, of a random smooth bending (jaxvision.data.elastic), for segmenters."""
     mixup: NotNegative = 0.0
     """Alpha of mixup, for classifiers. With cutmix as well, a coin decides for each batch."""
     cutmix: NotNegative = 0.0
@@ -279,9 +284,11 @@ class Config(Checked):
     weights: Name | None = None
     """Weights to start from: the name of a record or a file; layers of another class count start afresh."""
     backbone_weights: Name | None = None
-    """Weights of a detector's backbone alone, such as "resnet50/IMAGENET1K_V2"."""
+    """Weights of the backbone alone, such as "resnet50/IMAGENET1K_V2"."""
     mean: tuple[Finite, Finite, Finite] = (0.485, 0.456, 0.406)
+    """What networks take is (value / 255 - mean) / std, in the order of the channels."""
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+    channels: Literal["RGB", "BGR"] = "RGB"
     image_size: Annotated[tuple[tuple[Side, Side], ...], SOME, ONCE] = ((800, 1344), (1344, 800))
     """Height and width of the shapes that images are shrunk to fit and padded to, each the one whose aspect is nearest;
     a batch has one shape, and each compiles once. Classifiers take one."""
@@ -364,22 +371,35 @@ class Config(Checked):
             yield f"{wanted} is {self.selective_search.max_regions}, but {self.model} {needs}"
 
     def _faults_of_weights(self, model: Any) -> Iterator[str]:
-        """Names of records that there are not; nothing is read or downloaded."""
+        """Names of records that there are not, and images unlike theirs; nothing is read or downloaded."""
         if self.weights is not None and not is_file(self.weights):
-            try:
-                jv.get_record(self.model, self.weights)
-            except ValueError as error:
-                yield f"--weights: {error}"
+            yield from self._faults_of_record("--weights", self.model, self.weights)
         if self.backbone_weights is not None:
-            try:
-                jv.get_record(*self.backbone_weights.split("/", 1))
-            except ValueError as error:
-                yield f"--backbone-weights: {error}"
+            yield from self._faults_of_record("--backbone-weights", *self.backbone_weights.split("/", 1))
             if not hasattr(model, "backbone"):
                 yield f"--backbone-weights is {self.backbone_weights}, but {self.model} has no backbone"
 
+    def _faults_of_record(self, option: str, *name: str) -> Iterator[str]:
+        try:
+            wanted = jv.get_record(*name).preprocessing
+        except ValueError as error:
+            yield f"{option}: {error}"
+            return
+        mean, std = (
+            tuple(round(value / wanted.scale / 255, 5) for value in values) for values in (wanted.mean, wanted.std)
+        )
+        alike = np.allclose((*self.mean, *self.std), (*mean, *std), rtol=1e-3)
+        if self.channels != wanted.channels or not alike:
+            yield (
+                f"{option} were trained with --channels {wanted.channels} --mean {shown(mean)} --std {shown(std)}; "
+                "give images alike"
+            )
+
     def _faults_of(self, task: str) -> Iterator[str]:
         """Options that another task has."""
+        if task != "segmentation" and self.augmentation.elastic:
+            option = self.augmentation.option("elastic")
+            yield f"{option} is {self.augmentation.elastic}, but is for segmenters, and {self.model} is for {task}"
         if task == "classification":
             if len(self.image_size) > 1:
                 yield f"--image-size is {shown(self.image_size)}, but a classifier ({self.model}) takes one shape"

@@ -45,13 +45,14 @@ def _batches(config: Config, rows: Rows, source: Any, *, train: bool, batch_size
 
 def normalized(config: Config, batch: dict[str, Any], *, dtype: str = "float32") -> Float[Array, "b h w 3"]:
     """The images of a batch as networks take them; inside the compiled function."""
-    return ops.normalize(batch["images"], batch.get("image_sizes"), mean=config.mean, std=config.std, dtype=dtype)
+    images = batch["images"][..., ::-1] if config.channels == "BGR" else batch["images"]
+    return ops.normalize(images, batch.get("image_sizes"), mean=config.mean, std=config.std, dtype=dtype)
 
 
 def transforms(config: Config, rows: Rows, *, train: bool) -> tuple[Callable, ...]:
     """What happens to an example before it becomes a row, as key-first functions, in order: the configured resize; in
-    training also colour, a random window or an enlargement and a crop to the network's size, flip; in validation the
-    configured middle.
+    training also colour, a random window or an enlargement and a crop to the network's size, bending, flip; in
+    validation the configured middle.
 
     The enlargement starts from what validation sees: the image in the size in which the network takes it.
     """
@@ -74,6 +75,8 @@ def transforms(config: Config, rows: Rows, *, train: bool) -> tuple[Callable, ..
         steps.append(partial(_to_shape, rows.frame, shapes))
         steps.append(partial(data.scale_jitter, range=wanted.scale))
         steps.append(partial(_random_crop, shapes))
+    if wanted.elastic:
+        steps.append(partial(data.elastic, sigma=wanted.elastic))
     if wanted.flip:
         steps.append(partial(data.flip_horizontal, probability=wanted.flip))
     return tuple(steps)
@@ -110,11 +113,12 @@ class Preprocessing:
         return self.config.std
 
     def pixels(self, image: np.ndarray) -> np.ndarray:
-        """uint8 [h, w, 3] of the size in which the network takes the image."""
+        """uint8 [h, w, 3] of the size, and with the order of channels, in which the network takes the image."""
         example: data.Example = {"image": image}
         for step in transforms(self.config, self.rows, train=False):
             example = step(None, example)
-        return _to_shape(self.rows.frame, self.config.image_size, None, example)["image"]
+        image = _to_shape(self.rows.frame, self.config.image_size, None, example)["image"]
+        return image[..., ::-1] if self.config.channels == "BGR" else image
 
 
 # Functions of the module and not of the above, so that they can go to the processes that read.

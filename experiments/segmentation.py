@@ -39,7 +39,7 @@ def sources(config: Config) -> tuple[Any, Any]:
             training = data.semantic_folders(maps.train_images, maps.train_maps, **options, **smaller)
             return training, data.semantic_folders(maps.val_images, maps.val_maps, **options)
         case Panoptic() as coco:
-            options = dict(on_error=coco.on_error)
+            options = dict(on_error=coco.on_error, category_ids=coco.category_ids or None)
             training = data.coco_panoptic(
                 coco.train_images, coco.train_annotations, coco.train_maps, **options, **smaller
             )

