@@ -2,7 +2,7 @@
 
     python experiments/train.py digit_scenes_deconvnet
 
-As digit_scenes_fcn but for the model. Not trained to its end yet.
+As digit_scenes_fcn but for the model and the number of steps.
 """
 
 import dataclasses
@@ -14,5 +14,5 @@ from experiments.configs import digit_scenes_fcn
 
 def config() -> Config:
     return dataclasses.replace(
-        digit_scenes_fcn.config(), model="deconvnet_small", output=Path("runs/digit_scenes_deconvnet")
+        digit_scenes_fcn.config(), model="deconvnet_small", steps=4500, output=Path("runs/digit_scenes_deconvnet")
     )

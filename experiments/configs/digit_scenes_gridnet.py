@@ -2,7 +2,7 @@
 
     python experiments/train.py digit_scenes_gridnet
 
-As digit_scenes_fcn but for the model. Not trained to its end yet.
+As digit_scenes_fcn but for the model and the number of steps.
 """
 
 import dataclasses
@@ -14,5 +14,5 @@ from experiments.configs import digit_scenes_fcn
 
 def config() -> Config:
     return dataclasses.replace(
-        digit_scenes_fcn.config(), model="gridnet_small", output=Path("runs/digit_scenes_gridnet")
+        digit_scenes_fcn.config(), model="gridnet_small", steps=3500, output=Path("runs/digit_scenes_gridnet")
     )

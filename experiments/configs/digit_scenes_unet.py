@@ -2,7 +2,7 @@
 
     python experiments/train.py digit_scenes_unet
 
-As digit_scenes_fcn but for the model. Not trained to its end yet.
+As digit_scenes_fcn but for the model and the number of steps.
 """
 
 import dataclasses
@@ -13,4 +13,6 @@ from experiments.configs import digit_scenes_fcn
 
 
 def config() -> Config:
-    return dataclasses.replace(digit_scenes_fcn.config(), model="unet_small", output=Path("runs/digit_scenes_unet"))
+    return dataclasses.replace(
+        digit_scenes_fcn.config(), model="unet_small", steps=5000, output=Path("runs/digit_scenes_unet")
+    )

@@ -5,7 +5,7 @@ with the pool's own switches and smooths with transposed convolutions. Batch nor
 last. The convolutions down have VGG-16-BN's names, so that ``variables["params"]["backbone"]``, and the same of
 ``batch_stats``, may be those of ``load_weights("vgg16_bn", num_classes=0)``.
 
-``deconvnet_small`` is for CPUs: three narrow stages, and smaller dense layers.
+``deconvnet_small`` is for CPUs: narrow stages, and smaller dense layers.
 
 Deviations: pools round up, as Caffe's, and unpooling restores the size before the pool, so that images need not be
 multiples of 32; the shift of batch norm starts at 0, not 0.001, and kernels after He: under batch norm the paper's
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxvision import ops
 from jaxvision.layers.convolution import Conv, ConvTranspose
 from jaxvision.layers.norm import BatchNorm
-from jaxvision.layers.segmenter import Segmenter
+from jaxvision.layers.segmenter import BehindStem, Segmenter, behind_stem
 from jaxvision.registry import register
 from jaxvision.typing import Array, Float, Int, Segmented
 
@@ -102,6 +102,7 @@ def deconvnet(*, num_classes: int = 21, **options) -> DeconvNet:
 
 
 @register(task="segmentation")
-def deconvnet_small(*, num_classes: int = 21, **options) -> DeconvNet:
-    """Three stages of 12 to 56 channels, and dense layers of 128 units over 3 x 3 cells."""
-    return DeconvNet(((12, 1), (24, 1), (56, 2)), hidden=128, bottom=3, num_classes=num_classes, **options)
+def deconvnet_small(*, num_classes: int = 21, **options) -> BehindStem:
+    """Three stages of 32 to 96 channels at half the images' size, and dense layers of 128 units over one cell."""
+    stages = ((32, 1), (64, 1), (96, 1))
+    return behind_stem(DeconvNet(stages, hidden=128, bottom=1, num_classes=num_classes, **options), (16,))

@@ -83,5 +83,7 @@ def deeplabv3_resnet101(**options) -> DeepLabV3:
 
 @register(task="segmentation")
 def deeplabv3_small(**options) -> DeepLabV3:
-    """A narrow DeepLabV3 for two CPU cores: a step on eight images of 128 pixels takes about 7e9 operations."""
-    return over_classifier(DeepLabV3, small_resnet(), **({"rates": (3, 6, 9), "channels": 32} | options))
+    """A narrow DeepLabV3 for two CPU cores: a step on eight images of 128 pixels takes about 7e9 operations. It skips
+    from stride 4, as ``fcn_small``."""
+    defaults = {"rates": (3, 6, 9), "channels": 32, "skips": ("c2",)}
+    return over_classifier(DeepLabV3, small_resnet(), **(defaults | options))

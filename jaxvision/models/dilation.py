@@ -184,7 +184,7 @@ def dilated_vgg16(*, context: str | None = None, num_classes: int = 21, **option
 
 @register(task="segmentation")
 def dilated_small(*, num_classes: int = 21, **options) -> DilatedSmall:
-    """16 to 64 channels, and a context module of 16 channels that sees 35 x 35 of their cells."""
-    context = ContextModule(dilations=(1, 1, 2, 4, 8, 1), multiples=(1,) * 6)
-    widths, dilations = (16, 32, 32, 64, 64, 64), (1, 1, 2, 4)
-    return DilatedSmall(context, widths, dilations, channels=16, num_classes=num_classes, **options)
+    """16 to 64 channels, and a context module of 32 channels that sees 19 x 19 of their cells."""
+    context = ContextModule(dilations=(1, 1, 2, 4, 1), multiples=(1,) * 5)
+    widths, dilations = (16, 32, 64, 64, 64), (1, 2, 4)
+    return DilatedSmall(context, widths, dilations, channels=32, num_classes=num_classes, **options)

@@ -3,10 +3,10 @@ that torchvision publishes: over a ResNet whose last two stages are dilated, so 
 size, or over any other classifier.
 
 Deviations from the paper, which are torchvision's: a residual network instead of VGG-16; the head is a 3x3 convolution
-with batch norm, ReLU and dropout and a 1x1 one; nothing skips to it from finer maps; and one bilinear resizing, which
-is not learnt, brings its logits to the images' size. The scoring layer starts at N(0, 0.01), not at zero as the paper's
-(section 4.3), so that the layers below learn from the first step. Parameter counts: torchvision 0.29, whose
-``meta["num_params"]`` counts the auxiliary head.
+with batch norm, ReLU and dropout and a 1x1 one; nothing skips to it from finer maps, unless asked for; and bilinear
+resizing, which is not learnt, brings its logits to the images' size. The scoring layers start at N(0, 0.01), not at
+zero as the paper's (section 4.3), so that the layers below learn from the first step. Parameter counts: torchvision
+0.29, whose ``meta["num_params"]`` counts the auxiliary head.
 """
 
 from typing import ClassVar
@@ -28,12 +28,15 @@ from jaxvision.typing import Array, Float, Segmented
 class FCN(Segmenter):
     """A head on the last of the backbone's ``feature_names``. Features are the backbone's.
 
+    skips: features, coarser ones first, whose own scores (1x1 convolutions) are added to the logits at their size, so
+    that finer maps place the borders (section 4.2 of the paper; torchvision has none).
     aux_logits: a second head reads the map before the last, and its logits are the feature ``aux``; torchvision adds
     half of their loss in training.
     """
 
     backbone: Classifier
     aux_logits: bool = False
+    skips: tuple[str, ...] = ()
 
     init_size: ClassVar[int] = 128  # that every backbone takes
 
@@ -42,6 +45,9 @@ class FCN(Segmenter):
         features = dict(self.backbone(images, train=train)[1])
         *_, middle, last = self.backbone.feature_names
         logits = self.head(features[last], train=train)
+        for name in self.skips:
+            finer = features[name]
+            logits = ops.resize(logits, size=finer.shape[1:3]) + self.score(finer, f"score_{name}")
         if self.aux_logits:
             aux = self._fcn_head("aux_classifier", features[middle], train=train)
             features["aux"] = ops.resize(aux, size=images.shape[1:3])
@@ -106,5 +112,6 @@ def fcn_resnet101(**options) -> FCN:
 
 @register(task="segmentation")
 def fcn_small(**options) -> FCN:
-    """A narrow FCN for two CPU cores: a step on eight images of 128 pixels takes about 6e9 operations."""
-    return over_classifier(FCN, small_resnet(), **options)
+    """A narrow FCN for two CPU cores: a step on eight images of 128 pixels takes about 6e9 operations. It skips from
+    stride 4: an eighth of the images' size is too coarse for strokes of three pixels."""
+    return over_classifier(FCN, small_resnet(), **({"skips": ("c2",)} | options))

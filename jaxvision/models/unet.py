@@ -20,7 +20,7 @@ from jaxvision import ops
 from jaxvision.layers.convolution import Conv, ConvTranspose
 from jaxvision.layers.dropout import Dropout
 from jaxvision.layers.norm import BatchNorm
-from jaxvision.layers.segmenter import Segmenter
+from jaxvision.layers.segmenter import BehindStem, Segmenter, behind_stem
 from jaxvision.registry import get_model, register
 from jaxvision.typing import Array, Features, Float, Segmented
 
@@ -180,10 +180,11 @@ def unet_padded(*, num_classes: int = 2, **options) -> UNet:
 
 
 @register(task="segmentation")
-def unet_small(*, num_classes: int = 21, **options) -> UNet:
-    """A U-Net for images of 128 pixels on CPUs: narrow, padded, with batch norm."""
-    defaults = {"widths": (8, 16, 32, 48, 64), "padding": "same", "batch_norm": True, "dropout": 0.1}
-    return UNet(num_classes=num_classes, **(defaults | options))
+def unet_small(*, num_classes: int = 21, **options) -> BehindStem:
+    """A U-Net for images of 128 pixels on CPUs: three levels, padded, with batch norm, at a quarter of the images'
+    size. There 32 channels are affordable; with 8 at the whole size it finds digits but does not tell them apart."""
+    defaults = {"widths": (32, 64, 128), "padding": "same", "batch_norm": True, "dropout": 0.0}
+    return behind_stem(UNet(num_classes=num_classes, **(defaults | options)), (16, 32))
 
 
 @register(task="segmentation")

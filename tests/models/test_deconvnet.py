@@ -11,7 +11,7 @@ import jaxvision as jv
 from jaxvision import ops
 from jaxvision.layers.norm import BatchNorm
 from jaxvision.models.counting import count
-from jaxvision.models.deconvnet import DeconvNet, deconvnet, deconvnet_small
+from jaxvision.models.deconvnet import DeconvNet, deconvnet
 
 TINY = DeconvNet(((3, 1), (4, 2)), hidden=6, bottom=2, num_classes=3)
 
@@ -154,7 +154,7 @@ def test_images_of_any_size():
     variables, apply = random_variables(TINY, images), jax.jit(TINY.apply)
     padded = jnp.pad(images, ((0, 0), (0, 3), (0, 0), (0, 0)))
     np.testing.assert_allclose(apply(variables, images)[0], apply(variables, padded)[0][:, :5], rtol=1e-5, atol=1e-5)
-    assert deconvnet().init_size == 224 and deconvnet_small().init_size == 24
+    assert deconvnet().init_size == 224
 
 
 def test_the_small_one_is_small_and_trains():

@@ -143,7 +143,7 @@ def test_the_small_one_is_small_and_trains():
         (logits, features), updates = model.apply(
             {**variables, "params": params}, images, train=True, mutable=["batch_stats"]
         )
-        assert logits.shape == (2, 33, 42, 5) and features["context"].shape == features["c2"].shape == (2, 9, 11, 16)
+        assert logits.shape == (2, 33, 42, 5) and features["context"].shape == features["c2"].shape == (2, 9, 11, 32)
         return jnp.sin(logits + jnp.arange(5.0)[None, None, None, :]).sum(), updates
 
     gradients, updates = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])

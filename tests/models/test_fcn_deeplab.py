@@ -55,6 +55,26 @@ def test_without_an_auxiliary_head():
     assert "aux" not in features and not any(layer.startswith("aux") for layer in variables["params"])
 
 
+def test_skips():
+    """Without their scores the logits are those of the network without skips, enlarged in two steps."""
+    model = jv.get_model("fcn_small", num_classes=3)
+    images = jax.random.normal(jax.random.key(1), (1, 40, 56, 3))
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    scores = variables["params"].pop("score_c2")
+    assert scores["kernel"].shape == (1, 1, 16, 3)
+    silent = {**variables["params"], "score_c2": jax.tree.map(jnp.zeros_like, scores)}
+    logits, features = model.apply({**variables, "params": silent}, images)
+    head = model.clone(skips=()).apply(variables, images)[1]["c5"]
+    np.testing.assert_array_equal(features["c5"], head)
+    coarse = model.apply(variables, features["c5"], method="head")
+    want = jv.ops.resize(jv.ops.resize(coarse, size=(10, 14)), size=(40, 56))
+    np.testing.assert_allclose(logits, want, rtol=1e-5, atol=1e-6)
+    ones = {**variables["params"], "score_c2": jax.tree.map(jnp.ones_like, scores)}
+    added = model.apply({**variables, "params": ones}, images)[0] - logits
+    want = jv.ops.resize(1 + jnp.sum(features["c2"], axis=-1, keepdims=True), size=(40, 56))
+    np.testing.assert_allclose(added, jnp.broadcast_to(want, added.shape), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_small_ones_are_cheap(name):
     model = jv.get_model(name, auxiliary=True)

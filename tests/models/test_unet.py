@@ -198,7 +198,8 @@ def test_small_one():
     model = jv.get_model("unet_small", num_classes=3)
     images, sizes = jnp.zeros((2, 24, 40, 3)), jnp.array([[24.0, 40], [10, 20]])
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
-    assert "norm_d0a_b" in variables["params"] and "bias" not in variables["params"]["conv_d0a_b"]
+    network = variables["params"]["network"]
+    assert "norm_d0a_b" in network and "bias" not in network["conv_d0a_b"]
     found = jax.eval_shape(lambda v: model.apply(v, images, sizes, method="segment"), variables)
     assert found.labels.shape == found.valid.shape == (2, 24, 40)
     assert found.probabilities.shape == (2, 24, 40, 3)
