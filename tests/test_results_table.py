@@ -1,25 +1,28 @@
-"""The README's table of trained detectors says what the evaluations wrote."""
+"""The README's tables of trained networks say what the evaluations wrote."""
 
 import json
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from experiments import results_table
 from experiments.config import available
-from experiments.results_table import RESULTS, row_of, table
+from experiments.results_table import FIGURES, RESULTS, row_of, tables
 from jaxvision.registry import model_task
 
 ROOT = Path(__file__).parent.parent
 
 
-def test_readme_has_the_table():
-    lines = table(json.loads(RESULTS.read_text()))
-    assert "\n".join(lines) in (ROOT / "README.md").read_text(), "run experiments/results_table.py"
-    models = {config.model for name, (_, config) in available().items() if name.startswith("digit_scenes")}
-    models = {model for model in models if model_task(model) == "detection"}
-    assert models == {model.partition(",")[0] for model in json.loads(RESULTS.read_text())}
+def test_readme_has_the_tables():
+    for lines in tables(json.loads(RESULTS.read_text())):
+        assert "\n".join(lines) in (ROOT / "README.md").read_text(), "run experiments/results_table.py"
+    configs = {name: config for name, (_, config) in available().items() if name.startswith("digit_scenes")}
+    assert {config.model for config in configs.values()} == {
+        model.partition(",")[0] for model in json.loads(RESULTS.read_text())
+    }
+    assert {model_task(config.model) for config in configs.values()} == set(FIGURES)
 
 
 def test_rows_come_from_what_a_run_wrote(tmp_path):
@@ -28,7 +31,31 @@ def test_rows_come_from_what_a_run_wrote(tmp_path):
     (tmp_path / "results.json").write_text(json.dumps({"bbox/AP": 0.51234, "bbox/AP50": None, "val_loss": 1.0}))
     model, row = row_of(tmp_path)
     assert (model, row) == ("rcnn_small, SVMs", {"steps": 1234, "batch_size": 4, "bbox/AP": 0.5123})
-    assert table({model: row})[-1] == "| `rcnn_small, SVMs` | 1,234 of 4 | 0.512 |  |  |  |  |"
+    ((*_, line),) = tables({model: row})
+    assert line == "| `rcnn_small, SVMs` | 1,234 of 4 | 0.512 |  |  |  |  |"
+
+
+def segmenters(tmp_path, **figures):
+    for name in ("fcn_small", "unet_small"):
+        (tmp_path / name).mkdir()
+        config = {"model": name, "model_options": {}, "steps": 3000, "batch_size": 8}
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        (tmp_path / name / "results.json").write_text(json.dumps(figures | {"val_loss": 0.5}))
+    return dict(row_of(tmp_path / name) for name in ("fcn_small", "unet_small"))
+
+
+def test_segmenters_have_a_table_and_a_picture(tmp_path):
+    rows = segmenters(tmp_path, **{"mIoU": 0.75, "IoU/background": 0.9, "IoU/cat": 0.6})
+    ((head, _, line, _),) = tables(rows)
+    assert line == "| `fcn_small` | 3,000 of 8 | 0.750 | 0.900 |  |  |  |" and "IoU/cat" not in head
+    results_table.draw(rows, tmp_path / "figure.png")
+    with Image.open(tmp_path / "figure.png") as picture:
+        assert picture.width > picture.height > 100
+    del rows["unet_small"]["IoU/cat"]
+    with pytest.raises(ValueError, match="same classes"):
+        results_table.draw(rows, tmp_path / "figure.png")
+    with pytest.raises(ValueError, match="not none"):
+        results_table.draw({}, tmp_path / "figure.png")
 
 
 def test_only_write_writes(tmp_path, monkeypatch, capsys):
