@@ -9,7 +9,9 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
-LONGEST = 180  # seconds on two CPU cores
+LONGEST = 180  # seconds a cell on two CPU cores
+TRAIN = ("compose_a_detector", "dense_prediction")  # two minutes each
+RUNS = [pytest.param(path, marks=[pytest.mark.slow] * (path.stem in TRAIN)) for path in NOTEBOOKS]
 
 
 def test_there_are_notebooks():
@@ -18,7 +20,7 @@ def test_there_are_notebooks():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # jupyter's own
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
 def test_runs(path):
     notebook = jupytext.read(path)
     where = {"metadata": {"path": str(ROOT)}}  # the kernel starts here and so imports this jaxvision

@@ -127,10 +127,11 @@ def five_steps_alone(dtype, frozen_norm):
     return run(parallel("jit", 1, frozen_norm, np.dtype(dtype).name), itertools.islice(make_batches(), 5), dtype=dtype)
 
 
-SLOW = pytest.mark.slow  # each mode and each dtype is in the default run, and compiling them all takes minutes
+SLOW = pytest.mark.slow  # .ci/run has these too; compiling them takes minutes
 
 
-@pytest.mark.parametrize("mode", [pytest.param("jit", marks=SLOW), "pmap"])
+@SLOW
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
 def test_eight_devices_equal_one(x64, mode):
     """Batch norm, the sampled regions and the normalisers of the losses are those of the global batch.
 
