@@ -259,10 +259,12 @@ def coco_panoptic(
         chosen = tuple(names) if category_ids is None else tuple(category_ids)
         labels = {category: label for label, category in enumerate(chosen)}
         pictures = {image["id"]: image["file_name"] for image in content["images"]}
-        pairs, segments = [], {}
+        pairs, segments, outside = [], {}, []
         for annotation in content["annotations"]:
-            path = pathlib.Path(maps) / annotation["file_name"]
-            pairs.append((pathlib.Path(images) / pictures[annotation["image_id"]], path))
+            files = pictures[annotation["image_id"]], annotation["file_name"]
+            outside += filter(leads_out, files)
+            image, path = (pathlib.Path(folder) / name for folder, name in zip((images, maps), files))
+            pairs.append((image, path))
             segments[path.name] = {
                 segment["id"]: labels.get(segment["category_id"], IGNORE) for segment in annotation["segments_info"]
             }
@@ -270,8 +272,8 @@ def coco_panoptic(
         raise ValueError(f"{annotations}: a record lacks or misnames {error}; is it COCO's panoptic format?") from error
     if missing := set(chosen) - names.keys():
         raise ValueError(f"{annotations}: has no categories {sorted(missing)}")
-    if outside := [str(path) for pair in pairs for path in pair if ".." in path.parts]:
-        raise ValueError(f"{annotations}: the file {outside[0]!r} leads out of its folder")
+    if outside:
+        raise ValueError(f"{annotations}: the file {outside[0]!r} leads out of the folder that is given")
     read = partial(_read_segments, segments=segments)
     return SemanticMaps(pairs, read, categories=tuple(names[i] for i in chosen), where=annotations, **options)
 

@@ -183,6 +183,9 @@ def test_coco_panoptic(tmp_path):
     np.testing.assert_array_equal(source[0]["semantic"], [[IGNORE, 0], [2, 1]])
     some = data.coco_panoptic(*panoptic(tmp_path), category_ids=(90, 7))
     np.testing.assert_array_equal(some[0]["semantic"], [[IGNORE, 1], [0, IGNORE]])
+    (tmp_path / "x").mkdir()
+    away = data.coco_panoptic(*(path.parent / "x" / ".." / path.name for path in panoptic(tmp_path)))
+    np.testing.assert_array_equal(away[0]["semantic"], source[0]["semantic"])
 
 
 def test_bad_panoptic(tmp_path):
@@ -191,6 +194,12 @@ def test_bad_panoptic(tmp_path):
         data.coco_panoptic(*paths)[0]
     with pytest.raises(ValueError, match=r"no categories \[3\]"):
         data.coco_panoptic(*paths, category_ids=(3,))
+    good = paths[1].read_text()
+    for name in ("../a.jpg", "/a.jpg"):
+        paths[1].write_text(good.replace("a.jpg", name))
+        with pytest.raises(ValueError, match=rf"panoptic\.json: the file '{name}' leads out of the folder"):
+            data.coco_panoptic(*paths)
+    paths[1].write_text(good)
     write_map(paths[2] / "a.png", np.zeros((2, 2), np.uint8))
     with pytest.raises(ValueError, match=r"a\.png: is L, but"):
         data.coco_panoptic(*paths)[0]
