@@ -40,16 +40,16 @@ def segmenter(name: str, batch: int, train: bool) -> tuple[Callable, tuple]:
     labels = jnp.tile(labels, (batch, 1, 1))
     params, statistics = variables["params"], {k: v for k, v in variables.items() if k != "params"}
 
-    def loss(params, statistics, images, key):
+    def loss(params, statistics, images, labels, key):
         (logits, features), updated = model.apply(
             {"params": params, **statistics}, images, train=True, mutable=list(statistics), rngs={"sample": key}
         )
         main, aux = (losses.weighted_mean(*losses.pixel_cross_entropy(x, labels)) for x in (logits, features["aux"]))
         return main + 0.5 * aux, updated
 
-    def step(params, statistics, state, images, key):
-        (_, updated), gradient = jax.value_and_grad(loss, has_aux=True)(params, statistics, images, key)
+    def step(params, statistics, state, images, labels, key):
+        (_, updated), gradient = jax.value_and_grad(loss, has_aux=True)(params, statistics, images, labels, key)
         updates, state = tx.update(gradient, state, params)
         return optax.apply_updates(params, updates), updated, state
 
-    return step, (params, statistics, tx.init(params), images, jax.random.key(1))
+    return step, (params, statistics, tx.init(params), images, labels, jax.random.key(1))

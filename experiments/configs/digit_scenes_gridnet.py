@@ -2,7 +2,7 @@
 
     python experiments/train.py digit_scenes_gridnet
 
-As digit_scenes_fcn but for the model and the number of steps.
+As digit_scenes_fcn but for the model and the number of steps. Not trained to its end yet.
 """
 
 import dataclasses

@@ -31,6 +31,10 @@ LARGE = 2**20
 LARGE_IMAGE = 2**17
 STRIP = 2**19
 MOST_PIECES = 64  # each is an instruction to compile
+# With so many weights in each place of the window, the strips' kernel gradients are too large to be summed; then it is
+# one product for each place. 4 maps of 40 x 40, 2048 to 512 channels: XLA's own 3,426 ms, strips 1,311, products 747;
+# 1024 to 256: 751, 500, 311; 512 to 512, dilated: 782, 404, 219; but 256 to 256: 176, 81, 81.
+WIDE_KERNEL = 2**18
 # A dilated window that sees less than this share of the image, and else padding, is multiplied with what it sees. Of
 # one map of 40 x 40, 2048 to 256 channels, dilation 12 (0.64 seen): 154 ms by XLA, 128 so, with its kernel gradient
 # 196 and 98; dilation 24 (0.36): 871 and 140 forward.
@@ -152,9 +156,11 @@ def _along_image(x, kernel, window, groups):
 def _along_kernel(x, kernel, window, groups):
     """The formulation whose transpose makes a fast gradient with respect to the kernel."""
     if groups == 1:
-        if _sees_little(x, kernel, window):
+        large = _in_large_images(x)
+        wide = kernel.shape[2] * kernel.shape[3] >= WIDE_KERNEL and window.strides == (1, 1)
+        if _sees_little(x, kernel, window) or (large and wide):
             return _products_of_what_is_seen(x, kernel, window)
-        return _in_strips(x, kernel, window) if _in_large_images(x) else conv_xla(x, kernel, window, 1)
+        return _in_strips(x, kernel, window) if large else conv_xla(x, kernel, window, 1)
     large = x.size // (window.strides[0] * window.strides[1]) >= LARGE
     if large:  # 8 maps of 56 x 56, 144 channels apart: 18 ms, as shifted products 50 ms
         return _in_dense_blocks(x, kernel, window, groups)
