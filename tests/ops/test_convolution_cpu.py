@@ -14,6 +14,7 @@ CASES = {  # channels in, channels out, groups, window, where a large image begi
     "narrow in": (20, 130, 1, SAME, None),
     "narrow both": (16, 16, 1, PLAIN, None),
     "wide, large": (128, 130, 1, STRIDED, 1),
+    "very wide, large": (150, 140, 1, SAME, 1),
     "narrow, large": (16, 18, 1, SAME, 1),
     "image, large": (3, 18, 1, STRIDED, 1),
     "groups of 4": (64, 64, 16, STRIDED, None),
@@ -33,6 +34,7 @@ def case(request, monkeypatch, x64):
         monkeypatch.setattr(convolution_cpu, "LARGE_IMAGE", large)
         monkeypatch.setattr(convolution_cpu, "STRIP", 30 * channels)  # an image has 56 or 72 padded pixels
         monkeypatch.setattr(convolution_cpu, "MOST_PIECES", 2)
+        monkeypatch.setattr(convolution_cpu, "WIDE_KERNEL", 20_000)
     rng = np.random.default_rng(0)
     x, dx = (jnp.asarray(rng.normal(size=(3, 6, 5, channels))) for _ in range(2))
     kernel, dkernel = (jnp.asarray(rng.normal(size=(3, 3, channels // groups, out))) for _ in range(2))
