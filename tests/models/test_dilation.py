@@ -135,7 +135,7 @@ def test_dense_layers_of_vgg_become_convolutions():
 
 def test_the_small_one_is_small_and_trains():
     model = jv.get_model("dilated_small", num_classes=5)
-    assert 3 * 2 * count(model, (8, 128, 128, 3)).multiply_adds < 8e9  # forward, and backward at twice that
+    assert 3 * 2 * count(model, (8, 128, 128, 3)).multiply_adds < 9e9  # forward, and backward at twice that
     images = jax.random.normal(jax.random.key(1), (2, 33, 42, 3))
     variables = jax.jit(model.init)(jax.random.key(0), images)
 

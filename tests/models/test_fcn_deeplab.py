@@ -63,10 +63,12 @@ def test_skips():
     scores = variables["params"].pop("score_c2")
     assert scores["kernel"].shape == (1, 1, 16, 3)
     silent = {**variables["params"], "score_c2": jax.tree.map(jnp.zeros_like, scores)}
-    logits, features = model.apply({**variables, "params": silent}, images)
-    head = model.clone(skips=()).apply(variables, images)[1]["c5"]
-    np.testing.assert_array_equal(features["c5"], head)
-    coarse = model.apply(variables, features["c5"], method="head")
+    (logits, features), kept = model.apply(
+        {**variables, "params": silent}, images, capture_intermediates=lambda module, _: module.name == "classifier_4"
+    )
+    (coarse,) = kept["intermediates"]["classifier_4"]["__call__"]
+    plain = model.clone(skips=()).apply(variables, images)[0]
+    np.testing.assert_allclose(plain, jv.ops.resize(coarse, size=(40, 56)), rtol=1e-5, atol=1e-6)
     want = jv.ops.resize(jv.ops.resize(coarse, size=(10, 14)), size=(40, 56))
     np.testing.assert_allclose(logits, want, rtol=1e-5, atol=1e-6)
     ones = {**variables["params"], "score_c2": jax.tree.map(jnp.ones_like, scores)}
@@ -221,7 +223,7 @@ def test_dropout_only_in_training():
 def test_only_the_scoring_layers_depend_on_the_classes(name):
     model = jv.get_model(name, auxiliary=True)
     layers = {path[1] for path in head_paths(model)}
-    assert layers == {"classifier_4", "aux_classifier_4"}
+    assert layers == {"classifier_4", "aux_classifier_4", "score_c2"}
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +258,9 @@ def test_other_classes_start_the_scoring_layers_anew(checkpoint, caplog):
     path, variables = checkpoint
     model = jv.get_model("deeplabv3_small", auxiliary=True, num_classes=7)
     params = jv.load_weights(model, path, num_classes=7)["params"]
-    heads = ("aux_classifier.4.bias", "aux_classifier.4.weight", "classifier.4.bias", "classifier.4.weight")
+    heads = [
+        f"{head}.{part}" for head in ("aux_classifier.4", "classifier.4", "score_c2") for part in ("bias", "weight")
+    ]
     assert f"not loaded: {', '.join(heads)} start anew" in caplog.text
     assert params["classifier_4"]["kernel"].shape == (1, 1, 32, 7)
     np.testing.assert_array_equal(params["classifier_1"]["kernel"], variables["params"]["classifier_1"]["kernel"])
