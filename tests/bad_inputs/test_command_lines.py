@@ -165,6 +165,17 @@ PAIRS = (
     Case("mixup of a detector", typed("coco_maskrcnn --augmentation.mixup 0.2"), ("--augmentation.mixup", "0.2")),
     Case("cutmix of a detector", typed("coco_maskrcnn --augmentation.cutmix 1"), ("--augmentation.cutmix", "1.0")),
     Case("smooth labels of a detector", typed("coco_maskrcnn --label-smoothing 0.1"), ("--label-smoothing", "0.1")),
+    Case("a bent detector", typed("coco_maskrcnn --augmentation.elastic 3"), ("--augmentation.elastic", "segmenters")),
+    Case(
+        "colours unlike the weights'",
+        typed("digits_squeezenet --channels RGB"),
+        ("--weights", "--channels BGR", "--mean 0.40787"),
+    ),
+    Case(
+        "means unlike the backbone's",
+        typed("coco_maskrcnn --backbone-weights resnet50/IMAGENET1K_V2 --mean 0 0 0"),
+        ("--backbone-weights", "--channels RGB", "--mean 0.485"),
+    ),
     Case("the middle of a detector's image", typed("coco_maskrcnn --eval-crop 0.9"), ("--eval-crop", "0.9")),
     Case(
         "regions of a network that proposes",
