@@ -5,7 +5,8 @@
 FOLDER has COCO's panoptic layout (``images``, ``panoptic``, ``panoptic.json``). The first 60 photographs train, the
 others test, on the 20 classes with the most pixels; all else is unknown. ``unet_encoder`` over SqueezeNet 1.1 starts
 from the ImageNet weights of the package ndf (extra "demo") or from scratch, with each of three seeds; what is printed
-is also in ``results.json`` of the output folder. A second start goes on where the first one stopped.
+is also in ``results.json`` of the output folder. A second start goes on where the first one stopped. Not run to its end
+yet.
 """
 
 import collections
@@ -65,10 +66,9 @@ def split(folder: Path, output: Path) -> tuple[int, ...]:
 def config_of(options: Options, classes: tuple[int, ...], start: str, seed: int) -> Config:
     """One run."""
     images, maps = options.folder / "images", options.folder / "panoptic"
-    lists = (options.output / f"{name}.json" for name in ("train", "val"))
-    (training, validation) = ((images, each, maps) for each in lists)
+    training, validation = (options.output / f"{name}.json" for name in ("train", "val"))
     return Config(
-        data=Panoptic(*training, *validation, category_ids=classes),
+        data=Panoptic(images, training, maps, images, validation, maps, category_ids=classes),
         model="unet_encoder",
         model_options={"width": 8},
         backbone_weights=WEIGHTS[start],

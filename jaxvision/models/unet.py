@@ -182,7 +182,8 @@ def unet_padded(*, num_classes: int = 2, **options) -> UNet:
 @register(task="segmentation")
 def unet_small(*, num_classes: int = 21, **options) -> BehindStem:
     """A U-Net for images of 128 pixels on CPUs: three levels, padded, with batch norm, at a quarter of the images'
-    size. There 32 channels are affordable; with 8 at the whole size it finds digits but does not tell them apart."""
+    size. There 32 channels are affordable; with 8 at the whole size it found digits, but told none apart in 1,200
+    steps."""
     defaults = {"widths": (32, 64, 128), "padding": "same", "batch_norm": True, "dropout": 0.0}
     return behind_stem(UNet(num_classes=num_classes, **(defaults | options)), (16, 32))
 
